@@ -1,0 +1,17 @@
+//! The scheduler core from outside: events in, instructions out.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "test code: what goes wrong has to be seen, and instructions are looked at by a few"
+)]
+
+mod env;
+mod failures;
+mod large;
+mod life;
+mod placement;
+mod random;
+mod recorded;
+mod workers;
