@@ -1,0 +1,13 @@
+//! Process shells: the scheduler, its graph helper, configuration.
+//!
+//! The only place where a core meets sockets, clocks and processes.
+
+pub mod config;
+pub mod graph_helper;
+pub mod limits;
+pub mod logging;
+pub mod memory;
+pub mod options;
+pub mod scheduler;
+pub mod security;
+pub mod versions;

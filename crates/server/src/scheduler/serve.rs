@@ -1,0 +1,193 @@
+//! One incoming connection: RPC, or one of the streams it turns into.
+
+use std::sync::Arc;
+
+use oxidask_comm::{Connection, Incoming, Reader, Writer};
+use oxidask_wire::{Frames, Map, Value, message};
+use tracing::{debug, warn};
+
+use super::args::{Args, uncaught_error, value_error};
+use super::shell::ShellHandle;
+use super::{client_stream, rpc, worker_stream};
+
+/// Serves a new connection until it ends.
+pub(super) async fn serve(incoming: Incoming, shell: ShellHandle) {
+    let peer = incoming.peer().to_string();
+    match incoming.establish().await {
+        Ok(connection) => {
+            let address: Arc<str> = connection.info.peer.to_string().into();
+            Server { shell, address }.run(connection).await;
+        }
+        Err(error) => {
+            debug!(target: "distributed.scheduler", %peer, %error, "connection was not established");
+        }
+    }
+}
+
+struct Server {
+    shell: ShellHandle,
+    /// The peer's, for logs.
+    address: Arc<str>,
+}
+
+/// What a request asks of the dispatcher itself.
+struct Request {
+    op: String,
+    args: Args,
+    /// Write the return value?
+    reply: bool,
+    /// Close after the reply?
+    close: bool,
+}
+
+impl Server {
+    async fn run(self, connection: Connection) {
+        let (mut reader, mut writer, _) = connection.split();
+        loop {
+            let frames = tokio::select! {
+                frames = reader.read() => frames,
+                _ = self.shell.closing() => break,
+            };
+            let frames = match frames {
+                Ok(frames) => frames,
+                Err(oxidask_comm::Error::Closed { in_message: false }) => break,
+                Err(error) => {
+                    warn!(target: "distributed.core", "closing the connection to {}: {error}", self.address);
+                    break;
+                }
+            };
+            let request = match Self::request(&frames) {
+                Ok(Some(request)) => request,
+                Ok(None) => {
+                    warn!(
+                        target: "distributed.core",
+                        "closing the connection to {}: a request must be a map with an `op`", self.address
+                    );
+                    break;
+                }
+                Err(error) => {
+                    // The next message begins at a known place, so the connection can go on.
+                    let failure = value_error(&format!("cannot decode the message: {error}"));
+                    if writer
+                        .write(&message::encode(&uncaught_error(&failure)))
+                        .await
+                        .is_err()
+                    {
+                        break;
+                    }
+                    continue;
+                }
+            };
+            drop(frames);
+            match self.handle(request, reader, writer).await {
+                Some(halves) => (reader, writer) = halves,
+                None => return,
+            }
+        }
+        // The peer may have gone first.
+        let _ = writer.close().await;
+    }
+
+    fn request(frames: &Frames) -> Result<Option<Request>, oxidask_wire::Error> {
+        let Value::Map(mut fields) = message::decode(frames)? else {
+            return Ok(None);
+        };
+        let Some(op) = fields.take("op").and_then(Value::into_str) else {
+            return Ok(None);
+        };
+        let flag = |fields: &mut Map, name, default| {
+            fields
+                .take(name)
+                .and_then(|value| value.as_bool())
+                .unwrap_or(default)
+        };
+        let reply = flag(&mut fields, "reply", true);
+        let close = flag(&mut fields, "close", false);
+        Ok(Some(Request {
+            op: op.as_str().to_owned(),
+            args: Args(fields),
+            reply,
+            close,
+        }))
+    }
+
+    /// Returns the halves of a connection that stays an RPC connection.
+    async fn handle(
+        &self,
+        request: Request,
+        reader: Reader,
+        writer: Writer,
+    ) -> Option<(Reader, Writer)> {
+        let Request {
+            op,
+            args,
+            reply,
+            close,
+        } = request;
+        let (mut reader, mut writer) = (reader, writer);
+        if self.shell.settings.blocked_handlers.contains(&op) {
+            let text = format!(
+                "The '{op}' handler has been explicitly disallowed in Scheduler, possibly due to security concerns."
+            );
+            writer
+                .write(&message::encode(&uncaught_error(&value_error(&text))))
+                .await
+                .ok()?;
+            return Some((reader, writer));
+        }
+        match op.as_str() {
+            "register-client" => {
+                client_stream::serve(&self.shell, args, reader, writer).await;
+                return None;
+            }
+            "register-worker" => {
+                worker_stream::serve(&self.shell, args, reader, writer).await;
+                return None;
+            }
+            "register_nanny" => {
+                worker_stream::serve_nanny(&self.shell, args, reader, writer).await;
+                return None;
+            }
+            "subscribe_worker_status" => {
+                worker_stream::serve_observer(&self.shell, reader, writer).await;
+                return None;
+            }
+            "close" => {
+                if reply {
+                    // The peer may be gone already, as it wanted.
+                    let _ = writer.write(&message::encode(&"OK".into())).await;
+                }
+                let _ = writer.close().await;
+                return None;
+            }
+            "terminate" => {
+                let reason = args
+                    .0
+                    .get("reason")
+                    .and_then(Value::as_str)
+                    .unwrap_or("unknown")
+                    .to_owned();
+                self.shell.close(&reason);
+                // As on stock the connection closes without a reply.
+                return None;
+            }
+            _ => {}
+        }
+        let result = rpc::call(&self.shell, &op, args, &mut reader).await?;
+        if reply {
+            let value = result.unwrap_or_else(|failure| {
+                warn!(target: "distributed.core", "Exception while handling op {op}: {}", failure.text);
+                uncaught_error(&failure)
+            });
+            if let Err(error) = writer.write(&message::encode(&value)).await {
+                debug!(target: "distributed.core", peer = %self.address, %error, "reply was not taken");
+                return None;
+            }
+        }
+        if close {
+            let _ = writer.close().await;
+            return None;
+        }
+        Some((reader, writer))
+    }
+}
