@@ -1,0 +1,27 @@
+//! HTTP pages and APIs of a scheduler, on its dashboard port.
+//!
+//! ```text
+//!  browser, probe, Prometheus ──► router ──► SchedulerInfo (asks the scheduler) ──► page, JSON, metrics
+//! ```
+//!
+//! Paths are those of stock Dask: `/health`, `/info/…`, `/json/…`, `/metrics`,
+//! `/eventstream`, `/sitemap.json`. Nothing here knows the scheduler; it answers
+//! through [`SchedulerInfo`].
+
+pub mod info;
+
+mod eventstream;
+mod html;
+mod metrics;
+mod origins;
+mod pages;
+mod router;
+mod serve;
+
+#[cfg(test)]
+mod tests;
+
+pub use info::{Error, Reply, SchedulerInfo};
+pub use origins::WebsocketOrigins;
+pub use router::{Options, Routes, router};
+pub use serve::{BindError, Bound, Tls, bind};

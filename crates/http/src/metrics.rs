@@ -1,0 +1,210 @@
+//! `/metrics` in Prometheus' text format, with stock's names.
+
+use std::fmt::{Display, Write as _};
+
+use crate::info::Metrics;
+
+/// States in which a task can be counted, in stock's order.
+const STATES: [&str; 7] = [
+    "released",
+    "waiting",
+    "no-worker",
+    "queued",
+    "processing",
+    "memory",
+    "erred",
+];
+
+pub(crate) fn text(namespace: &str, metrics: &Metrics) -> String {
+    let mut families = Families {
+        prefix: if namespace.is_empty() {
+            "scheduler_".to_owned()
+        } else {
+            format!("{namespace}_scheduler_")
+        },
+        text: String::new(),
+    };
+    families.gauge("clients", "Number of clients connected", metrics.clients);
+    families.counter(
+        "client_connections_added",
+        "Total number of client connections added",
+        metrics.client_connections_added,
+    );
+    families.counter(
+        "client_connections_removed",
+        "Total number of client connections removed",
+        metrics.client_connections_removed,
+    );
+    families.gauge(
+        "desired_workers",
+        "Number of workers scheduler needs for task graph",
+        metrics.desired_workers,
+    );
+    let partially_saturated = metrics
+        .workers_running
+        .saturating_sub(metrics.workers_idle)
+        .saturating_sub(metrics.workers_saturated);
+    let retiring = metrics
+        .workers
+        .saturating_sub(metrics.workers_paused)
+        .saturating_sub(metrics.workers_running);
+    families.family("workers", "Number of workers known by scheduler", "gauge");
+    for (state, count) in [
+        ("idle", metrics.workers_idle),
+        ("partially_saturated", partially_saturated),
+        ("saturated", metrics.workers_saturated),
+        ("paused", metrics.workers_paused),
+        ("retiring", retiring),
+    ] {
+        families.sample("workers", &[("state", state)], count);
+    }
+    families.counter(
+        "workers_added",
+        "Total number of workers added",
+        metrics.workers_added,
+    );
+    families.counter(
+        "workers_removed",
+        "Total number of workers removed",
+        metrics.workers_removed,
+    );
+    families.family(
+        "tasks_suspicious_total",
+        "Total number of times a task has been marked suspicious",
+        "counter",
+    );
+    for prefix in &metrics.prefixes {
+        let labels = [("task_prefix_name", prefix.name.as_str())];
+        families.sample("tasks_suspicious_total", &labels, prefix.suspicious);
+    }
+    families.counter(
+        "tasks_forgotten",
+        "Total number of processed tasks no longer in memory and already removed from the \
+         scheduler job queue\nNote: Task groups on the scheduler which have all tasks in the \
+         forgotten state are not included.",
+        metrics.tasks_forgotten,
+    );
+    families.family("tasks", "Number of tasks known by scheduler", "gauge");
+    for state in STATES {
+        let found = metrics.tasks.iter().find(|(own, _)| *own == state);
+        families.sample(
+            "tasks",
+            &[("state", state)],
+            found.map_or(0, |(_, count)| *count),
+        );
+    }
+    families.gauge(
+        "task_groups",
+        "Number of task groups known by scheduler",
+        metrics.task_groups,
+    );
+    per_prefix(&mut families, metrics);
+    families.gauge(
+        "tick_duration_maximum_seconds",
+        "Maximum tick duration observed since Prometheus last scraped metrics",
+        metrics.tick_duration_max,
+    );
+    families.counter(
+        "tick_count",
+        "Total number of ticks observed since the server started",
+        metrics.tick_count,
+    );
+    families.text
+}
+
+fn per_prefix(families: &mut Families, metrics: &Metrics) {
+    families.family(
+        "tasks_compute_seconds_total",
+        "Total amount of compute time spent in each prefix",
+        "counter",
+    );
+    for prefix in &metrics.prefixes {
+        let labels = [("task_prefix_name", prefix.name.as_str())];
+        families.sample(
+            "tasks_compute_seconds_total",
+            &labels,
+            prefix.compute_seconds,
+        );
+    }
+    families.family(
+        "tasks_transfer_seconds_total",
+        "Total amount of transfer time spent in each prefix",
+        "counter",
+    );
+    for prefix in &metrics.prefixes {
+        let labels = [("task_prefix_name", prefix.name.as_str())];
+        families.sample(
+            "tasks_transfer_seconds_total",
+            &labels,
+            prefix.transfer_seconds,
+        );
+    }
+    families.family(
+        "tasks_output_bytes",
+        "Current number of bytes in memory (without duplicates) for each prefix",
+        "gauge",
+    );
+    for prefix in &metrics.prefixes {
+        let labels = [("task_prefix_name", prefix.name.as_str())];
+        families.sample("tasks_output_bytes", &labels, prefix.nbytes_total);
+    }
+    families.family(
+        "prefix_state_totals_total",
+        "Accumulated count of task prefix in each state",
+        "counter",
+    );
+    for prefix in &metrics.prefixes {
+        for (state, count) in &prefix.state_counts {
+            let labels = [("task_prefix_name", prefix.name.as_str()), ("state", state)];
+            families.sample("prefix_state_totals_total", &labels, count);
+        }
+    }
+}
+
+struct Families {
+    prefix: String,
+    text: String,
+}
+
+impl Families {
+    fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
+        self.family(name, help, "gauge");
+        self.sample(name, &[], value);
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: impl Display) {
+        let name = format!("{name}_total");
+        self.family(&name, help, "counter");
+        self.sample(&name, &[], value);
+    }
+
+    fn family(&mut self, name: &str, help: &str, kind: &str) {
+        let help = help.replace('\\', "\\\\").replace('\n', "\\n");
+        let prefix = &self.prefix;
+        writeln!(
+            self.text,
+            "# HELP {prefix}{name} {help}\n# TYPE {prefix}{name} {kind}"
+        )
+        .expect("writing to a string cannot fail");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+        let labels: Vec<String> = labels
+            .iter()
+            .map(|(label, value)| {
+                let value = value
+                    .replace('\\', "\\\\")
+                    .replace('"', "\\\"")
+                    .replace('\n', "\\n");
+                format!("{label}=\"{value}\"")
+            })
+            .collect();
+        let labels = if labels.is_empty() {
+            String::new()
+        } else {
+            format!("{{{}}}", labels.join(","))
+        };
+        writeln!(self.text, "{}{name}{labels} {value}", self.prefix)
+            .expect("writing to a string cannot fail");
+    }
+}
