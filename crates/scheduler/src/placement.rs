@@ -14,6 +14,12 @@ const AHEAD_SECONDS: f64 = 0.010;
 /// Root tasks, per thread, that a worker may have ahead, however short they are.
 const AHEAD_TASKS: f64 = 16.0;
 
+/// The same for root tasks that other tasks depend on. Their results wait for each
+/// other, and queuing keeps out of memory what nobody can use yet: with four a
+/// thread no more of them are held at once than with stock's rule, which makes up
+/// for every slot by a round trip.
+const AHEAD_PARTS: f64 = 4.0;
+
 /// Average bytes of a result up to which work is handed out ahead: sixteen of
 /// them are a megabyte a thread.
 const AHEAD_NBYTES: i64 = 64 << 10;
@@ -83,7 +89,7 @@ impl Scheduler {
 
     /// Whether a queued task may be sent to a worker that has no free slot: the
     /// worker has less than [`AHEAD_SECONDS`] of work, all of it of known length,
-    /// nothing depends on the task, and results like it are known to be small.
+    /// few enough tasks, and results like this one's are known to be small.
     pub(crate) fn may_go_ahead(&self, task: TaskId, worker: WorkerId) -> bool {
         let Some(ws) = self
             .workers
@@ -95,17 +101,19 @@ impl Scheduler {
         let ts = &self.tasks[task];
         let prefix = &self.groups[self.groups[ts.group].prefix];
         let is_short = (0.0..AHEAD_SECONDS / 2.0).contains(&prefix.duration_average);
-        // What has dependents waits for its slot: results of parts that nobody can
-        // add up yet are what queuing keeps out of memory.
-        let is_final = ts.dependents.is_empty();
-        if self.config.worker_saturation.is_infinite() || !ts.queueable || !is_short || !is_final {
+        if self.config.worker_saturation.is_infinite() || !ts.queueable || !is_short {
             return false;
         }
+        let ahead = if ts.dependents.is_empty() {
+            AHEAD_TASKS
+        } else {
+            AHEAD_PARTS
+        };
         let finished = prefix.count(State::Memory) + prefix.count(State::Forgotten);
         let is_small = prefix.nbytes_total <= AHEAD_NBYTES.saturating_mul(finished as i64);
         let nthreads = f64::from(ws.nthreads);
         let is_within = ((ws.processing.len() - ws.long_running.len()) as f64)
-            < AHEAD_TASKS * nthreads
+            < ahead * nthreads
             && self.occupancy(worker) < AHEAD_SECONDS * nthreads;
         finished > 0 && is_small && is_within
     }
