@@ -114,8 +114,13 @@ impl Scheduler {
         if !self.clients[client].wants_what.remove(task) {
             return;
         }
-        let ts = &mut self.tasks[task];
-        ts.who_wants.remove(client);
+        self.tasks[task].who_wants.remove(client);
+        self.let_go(task);
+    }
+
+    /// Somebody who held on to the task does not any more; what follows is left recommended.
+    pub(crate) fn let_go(&mut self, task: TaskId) {
+        let ts = &self.tasks[task];
         if ts.is_wanted() {
             return;
         }

@@ -480,8 +480,8 @@ impl Scheduler {
             return false;
         }
         let all_known = given.iter().all(|&dependency| {
-            intake.tasks[dependency as usize]
-                .is_some_and(|(dependency, _)| own.contains(dependency))
+            self.alive(intake, dependency)
+                .is_some_and(|dependency| own.contains(dependency))
         });
         // A dependency may be listed twice.
         let distinct = || given.iter().collect::<HashSet<_>>().len();
@@ -588,7 +588,7 @@ impl Scheduler {
         let inside = intake
             .requested
             .iter()
-            .filter_map(|&at| intake.tasks[at as usize].map(|(task, _)| task));
+            .filter_map(|&at| self.alive(intake, at));
         let outside = intake
             .requested_outside
             .iter()

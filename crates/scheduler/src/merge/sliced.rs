@@ -4,6 +4,9 @@
 //!  index ─► find ─► walk ─► create ─► want ─► descend ─► sort ─► ascend ─► report ─► drop
 //!  keys     wanted  deps    deps      client  released   by      waiting   and       what
 //!                   first   first             to waiting prio    to worker unpin     is left
+//!                           └──────── its client leaves ───┬────────────┘
+//!                                               undo ──► sort, ascend, …
+//!                                               what nobody else needs
 //! ```
 //!
 //! Other events come between slices. Tasks are pinned from the moment they are
@@ -11,7 +14,8 @@
 //! released, because its dependents were not there yet. Nothing goes to a worker
 //! before every dependent of it is waiting (`descend` before `ascend`). Later
 //! events of the same client wait until its graph is in: a release must not
-//! overtake the graph it follows.
+//! overtake the graph it follows. When the client leaves, what somebody else has
+//! come to want meanwhile goes the rest of the way all the same.
 
 use std::collections::VecDeque;
 
@@ -38,7 +42,7 @@ pub(crate) struct PendingGraph {
     by_priority: Vec<u32>,
     /// Keys of `touched` that were pinned.
     pinned: usize,
-    /// The client is gone, or the graph was refused.
+    /// The client is gone.
     is_abandoned: bool,
     /// Later events of the same client.
     deferred: VecDeque<Event>,
@@ -51,6 +55,7 @@ enum Stage {
     Create,
     Want,
     Descend,
+    Undo,
     Sort,
     Ascend,
     Report,
@@ -209,12 +214,15 @@ impl Scheduler {
             Stage::Create => self.slice_create(pending, budget, cx),
             Stage::Want => self.slice_want(pending, budget, cx),
             Stage::Descend => self.slice_descend(pending, budget, cx),
+            Stage::Undo => self.slice_undo(pending, budget, cx),
             Stage::Sort => self.slice_sort(pending, budget),
             Stage::Ascend => self.slice_ascend(pending, budget, cx),
             Stage::Report => self.slice_report(pending, budget, cx),
             Stage::Drop => pending.slice_drop(budget),
             Stage::Done => {}
         }
+        // What is undone or has failed was perhaps with a worker.
+        self.queue_slots_maybe_opened(cx);
     }
 
     fn slice_index(&mut self, pending: &mut PendingGraph, budget: usize, cx: &mut Cx<'_>) {
@@ -275,7 +283,7 @@ impl Scheduler {
         }
         if !pending.intake.lost.is_empty() {
             self.cancel_lost(&pending.intake, cx);
-            pending.abandon();
+            pending.enter(Stage::Drop);
             return;
         }
         if let Err(exception) = self.read_annotations(&mut pending.intake) {
@@ -302,7 +310,7 @@ impl Scheduler {
             String::new(),
             cx,
         );
-        pending.abandon();
+        pending.enter(Stage::Drop);
     }
 
     /// Each task is complete when its turn is over: its dependencies came before it.
@@ -333,8 +341,12 @@ impl Scheduler {
         }
     }
 
-    /// A dependency that was lost while the graph came in takes its dependents along.
+    /// A dependency that was lost while the graph came in takes its dependents along,
+    /// except those that keep another definition.
     fn drop_dead_dependencies(&mut self, pending: &mut PendingGraph, at: u32) {
+        if pending.intake.collided[at as usize] {
+            return;
+        }
         let Some((task, _)) = pending.intake.tasks[at as usize] else {
             return;
         };
@@ -384,31 +396,62 @@ impl Scheduler {
             let Some(task) = self.alive(&pending.intake, at) else {
                 continue;
             };
-            if self.inherit_failure(task) {
-                self.transitions(cx);
+            self.wait_if_needed(&pending.intake, at, task, cx);
+        }
+        pending.cursor = end;
+        if end == count {
+            pending.enter(Stage::Sort);
+        }
+    }
+
+    /// Sets a task waiting that is wanted, or needed by one that waits.
+    fn wait_if_needed(&mut self, intake: &Intake, at: u32, task: TaskId, cx: &mut Cx<'_>) {
+        if self.inherit_failure(task) {
+            self.transitions(cx);
+            return;
+        }
+        let ts = &self.tasks[task];
+        if ts.state != State::Released
+            || (ts.who_wants.is_empty() && !self.has_waiting_dependent(task))
+        {
+            return;
+        }
+        if intake.created[at as usize] && !ts.has_lost_dependencies {
+            self.wait_without_cascade(task, cx);
+        } else {
+            self.recommend(task, State::Waiting);
+            self.transitions(cx);
+        }
+    }
+
+    fn has_waiting_dependent(&self, task: TaskId) -> bool {
+        let mut dependents = self.tasks[task].dependents.iter();
+        dependents.any(|dependent| self.tasks[dependent].state == State::Waiting)
+    }
+
+    /// Dependents first: lets go of what only the client that left had use for.
+    /// The rest is taken in, as if the client had left afterwards.
+    fn slice_undo(&mut self, pending: &mut PendingGraph, budget: usize, cx: &mut Cx<'_>) {
+        let count = pending.pinned;
+        let end = count.min(pending.cursor + budget);
+        for place in pending.cursor..end {
+            let at = pending.intake.touched[count - 1 - place];
+            let Some(task) = self.alive(&pending.intake, at) else {
                 continue;
-            }
-            let ts = &self.tasks[task];
-            if ts.state != State::Released {
-                continue;
-            }
-            let is_needed = !ts.who_wants.is_empty()
-                || ts
-                    .dependents
-                    .iter()
-                    .any(|dependent| self.tasks[dependent].state == State::Waiting);
-            if !is_needed {
-                continue;
-            }
-            if pending.intake.created[at as usize] && !ts.has_lost_dependencies {
-                self.wait_without_cascade(task, cx);
+            };
+            self.tasks[task].pins -= 1;
+            if self.tasks[task].is_needed() || self.has_waiting_dependent(task) {
+                self.tasks[task].pins += 1;
+                self.wait_if_needed(&pending.intake, at, task, cx);
             } else {
-                self.recommend(task, State::Waiting);
+                pending.intake.tasks[at as usize] = None;
+                self.let_go(task);
                 self.transitions(cx);
             }
         }
         pending.cursor = end;
         if end == count {
+            self.mark_actors(&pending.intake);
             pending.enter(Stage::Sort);
         }
     }
@@ -474,7 +517,8 @@ impl Scheduler {
             if !pending.is_abandoned {
                 self.report_if_done(task, client, cx.out);
             }
-            self.unpin(task);
+            self.tasks[task].pins -= 1;
+            self.let_go(task);
             self.transitions(cx);
         }
         pending.cursor = end;
@@ -485,21 +529,6 @@ impl Scheduler {
                 self.log_update(&pending.intake, cx);
             }
             pending.enter(Stage::Drop);
-            self.queue_slots_maybe_opened(cx);
-        }
-    }
-
-    /// The graph no longer holds the task; same rule as when a client releases it.
-    fn unpin(&mut self, task: TaskId) {
-        let ts = &mut self.tasks[task];
-        ts.pins -= 1;
-        if ts.is_wanted() {
-            return;
-        }
-        if ts.dependents.is_empty() {
-            self.recommend(task, State::Forgotten);
-        } else if ts.state != State::Erred && ts.waiters.is_empty() {
-            self.recommend(task, State::Released);
         }
     }
 }
@@ -511,21 +540,15 @@ impl PendingGraph {
     }
 
     fn abandon(&mut self) {
-        if self.is_abandoned {
-            return;
-        }
         self.is_abandoned = true;
+        // A client of the same name may have come by the time they would be handled.
+        self.deferred.clear();
         match self.stage {
-            Stage::Index
-            | Stage::Walk
-            | Stage::Create
-            | Stage::Want
-            | Stage::Descend
-            | Stage::Sort
-            | Stage::Ascend => {
-                self.enter(Stage::Report);
+            Stage::Index | Stage::Walk => self.enter(Stage::Drop),
+            Stage::Create | Stage::Want | Stage::Descend | Stage::Sort | Stage::Ascend => {
+                self.enter(Stage::Undo);
             }
-            Stage::Report | Stage::Drop | Stage::Done => {}
+            Stage::Undo | Stage::Report | Stage::Drop | Stage::Done => {}
         }
     }
 
@@ -537,6 +560,7 @@ impl PendingGraph {
             | Stage::Create
             | Stage::Want
             | Stage::Descend
+            | Stage::Undo
             | Stage::Sort
             | Stage::Ascend => 0,
             Stage::Report => self.cursor,

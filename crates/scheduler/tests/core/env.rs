@@ -11,7 +11,8 @@
 //! err WORKER KEY [run=N]
 //! ```
 //!
-//! The rest are words for one event each; see [`Env::command`].
+//! The rest are words for one event each; see [`Env::command`]. `slices [N]`
+//! goes on with large graphs, for tests that do so step by step.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -58,6 +59,8 @@ pub(crate) struct Env {
     pub(crate) scheduler: Scheduler,
     pub(crate) now: f64,
     pub(crate) logs_everything: bool,
+    /// Slices are taken by command rather than all at once.
+    pub(crate) by_slices: bool,
     /// The last run of a task per worker, as the worker has heard of it.
     pub(crate) runs: BTreeMap<(WorkerId, Key), i64>,
     stimulus: u64,
@@ -69,6 +72,7 @@ impl Env {
             scheduler: Scheduler::new(config),
             now: 1000.0,
             logs_everything: false,
+            by_slices: false,
             runs: BTreeMap::new(),
             stimulus: 0,
         }
@@ -82,7 +86,19 @@ impl Env {
     /// Handles one event, follows large graphs to their end and validates.
     pub(crate) fn handle(&mut self, event: Event) -> Vec<Instruction> {
         let mut all = self.handle_once(event);
-        while self.scheduler.has_pending_graphs() {
+        if !self.by_slices {
+            all.extend(self.slices(usize::MAX));
+        }
+        all
+    }
+
+    /// Goes on with large graphs for so many slices, or to their end.
+    pub(crate) fn slices(&mut self, count: usize) -> Vec<Instruction> {
+        let mut all = Vec::new();
+        for _ in 0..count {
+            if !self.scheduler.has_pending_graphs() {
+                break;
+            }
             all.extend(self.handle_once(Event::ContinueGraph));
         }
         all
@@ -281,6 +297,11 @@ impl Env {
                 executing: vec![(plain[1].into(), plain[2].parse().expect("seconds"))],
                 extensions: Value::Nil,
             },
+            "slices" => {
+                let count = plain.first().map(|text| text.parse().expect("a count"));
+                let out = self.slices(count.unwrap_or(usize::MAX));
+                return self.show(&out);
+            }
             "states" => return vec![self.states()],
             "story" => return self.story(&keys(0)),
             "idle" => return vec![format!("= {}", self.names(self.scheduler.idle()))],
@@ -517,7 +538,7 @@ impl Env {
         names.join(" ")
     }
 
-    fn states(&self) -> String {
+    pub(crate) fn states(&self) -> String {
         let mut states: Vec<String> = self
             .scheduler
             .tasks()

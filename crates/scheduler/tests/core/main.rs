@@ -14,4 +14,5 @@ mod life;
 mod placement;
 mod random;
 mod recorded;
+mod slices;
 mod workers;

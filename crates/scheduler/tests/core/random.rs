@@ -123,6 +123,11 @@ impl World {
         self.env.now += f64::from(b % 7) * 0.05;
         let workers = self.workers();
         let worker = workers.get(a as usize % workers.len().max(1)).copied();
+        for _ in 0..(b >> 16) % 4 {
+            if self.env.scheduler.has_pending_graphs() {
+                self.send(Event::ContinueGraph);
+            }
+        }
         match kind % 32 {
             0 | 1 => self.add_worker(a, b),
             2 => {
