@@ -112,8 +112,7 @@ impl Scheduler {
         let finished = prefix.count(State::Memory) + prefix.count(State::Forgotten);
         let is_small = prefix.nbytes_total <= AHEAD_NBYTES.saturating_mul(finished as i64);
         let nthreads = f64::from(ws.nthreads);
-        let is_within = ((ws.processing.len() - ws.long_running.len()) as f64)
-            < ahead * nthreads
+        let is_within = ((ws.processing.len() - ws.long_running.len()) as f64) < ahead * nthreads
             && self.occupancy(worker) < AHEAD_SECONDS * nthreads;
         finished > 0 && is_small && is_within
     }

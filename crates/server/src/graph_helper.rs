@@ -18,7 +18,7 @@ use bytes::Bytes;
 use oxidask_scheduler::RunSpec;
 use oxidask_wire::{Map, Value, map};
 
-pub use expand::{Expansion, Update, expand};
+pub use expand::{Update, expand};
 pub use process::{Config, Helper, Pool};
 
 /// Why a helper gave no answer.

@@ -7,6 +7,7 @@ use oxidask_scheduler::order::{Order, OrderInput, order};
 use oxidask_scheduler::{Actors, ClientId, Graph, Number, RunSpec, StimulusId, TaskFlags};
 use oxidask_wire::msgpack::Reader;
 use oxidask_wire::{Key, Map, Pickled, Serialized, Value, map};
+use tracing::debug;
 
 use super::{Error, Helper, Pool};
 
@@ -46,30 +47,32 @@ pub struct Update {
     pub start: f64,
 }
 
-/// A graph, and what its expansion cost.
-#[derive(Debug)]
-pub struct Expansion {
-    /// For the core.
-    pub graph: Graph,
-    /// Seconds spent in the helper: unpickle, materialise, convert.
-    pub durations: Value,
-}
-
 /// Has a helper unpickle and materialise the graph, orders it and has its tasks
 /// packed.
 ///
 /// # Errors
 ///
 /// See [`Error`]; the exception of the user's own code arrives as it was raised.
-pub async fn expand(pool: &Pool, update: Update) -> Result<Expansion, Error> {
+pub async fn expand(pool: &Pool, update: Update) -> Result<Graph, Error> {
     let mut helper = pool.lease().await?;
     let request = map! {
         "expr" => node(&update.expr.header, &update.expr.frames),
         "keys" => update.keys.iter().map(Value::from).collect::<Vec<_>>(),
         "annotations" => pickled(&update.annotations),
     };
-    let answer = helper.request("expand", request).await?;
+    let answer = match helper.request("expand", request).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            // One that raised has done its work and serves on.
+            if matches!(error, Error::Raised(_)) {
+                helper.give_back(false).await;
+            }
+            return Err(error);
+        }
+    };
     let n_tasks = answer.get("n").and_then(Value::as_i64).unwrap_or(0);
+    let seconds = answer.get("durations");
+    debug!(target: "distributed.scheduler", n_tasks, ?seconds, "graph expanded");
     let heavy = n_tasks > HEAVY_TASKS_MIN;
     if let Some(modules) = answer.get("imported") {
         pool.preimport(modules.clone());
@@ -91,7 +94,6 @@ pub async fn expand(pool: &Pool, update: Update) -> Result<Expansion, Error> {
     };
     let Prepared {
         mut graph,
-        durations,
         ordered,
         packed,
     } = prepared;
@@ -99,12 +101,11 @@ pub async fn expand(pool: &Pool, update: Update) -> Result<Expansion, Error> {
         pack(&mut helper, &mut graph, ordered).await?;
     }
     helper.give_back(heavy).await;
-    Ok(Expansion { graph, durations })
+    Ok(graph)
 }
 
 struct Prepared {
     graph: Graph,
-    durations: Value,
     /// Task indices in order of priority; only made when there is something to pack.
     ordered: Vec<u32>,
     packed: bool,
@@ -213,7 +214,6 @@ fn prepare(mut answer: Map, update: Update) -> Result<Prepared, Error> {
         None => computed_order(&keys[..n], &offsets, &dependencies, &flags)?,
     };
     let ordered = if packed { by_order(&order) } else { Vec::new() };
-    let durations = answer.take("durations").unwrap_or(Value::Nil);
     let graph = Graph {
         client: update.client,
         requested: update.keys,
@@ -237,7 +237,6 @@ fn prepare(mut answer: Map, update: Update) -> Result<Prepared, Error> {
     };
     Ok(Prepared {
         graph,
-        durations,
         ordered,
         packed,
     })

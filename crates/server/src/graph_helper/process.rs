@@ -76,9 +76,6 @@ enum KeeperCommand {
     PythonVersions {
         reply: oneshot::Sender<Value>,
     },
-    Pids {
-        reply: oneshot::Sender<Vec<u32>>,
-    },
 }
 
 impl Pool {
@@ -129,13 +126,6 @@ impl Pool {
         answer.await.ok()
     }
 
-    /// Process ids of the zygote and its helpers.
-    pub async fn pids(&self) -> Vec<u32> {
-        let (reply, answer) = oneshot::channel();
-        let _ = self.commands.send(KeeperCommand::Pids { reply });
-        answer.await.unwrap_or_default()
-    }
-
     async fn exit_status(&self, pid: u32) -> String {
         let (reply, answer) = oneshot::channel();
         let _ = self.commands.send(KeeperCommand::ExitStatus { pid, reply });
@@ -154,7 +144,6 @@ struct Connection {
     request_id: u64,
     /// How many of the keeper's upload lists this helper has seen.
     setup_version: u64,
-    requests: u64,
 }
 
 impl Connection {
@@ -252,8 +241,7 @@ impl Helper {
                 Err(_) => return,
             }
         }
-        if let Some(mut connection) = self.connection.take() {
-            connection.requests += 1;
+        if let Some(connection) = self.connection.take() {
             let _ = self.pool.commands.send(KeeperCommand::GiveBack(connection));
         }
     }
@@ -512,7 +500,6 @@ impl Keeper {
             stream,
             request_id: 0,
             setup_version: 0,
-            requests: 0,
         });
     }
 
@@ -566,17 +553,6 @@ impl Keeper {
                 }
                 None => self.versions_waiting.push(reply),
             },
-            KeeperCommand::Pids { reply } => {
-                let zygote = self.zygote.as_ref().and_then(|zygote| zygote.child.id());
-                let idle = self.idle.iter().map(|connection| connection.pid);
-                let _ = reply.send(
-                    zygote
-                        .into_iter()
-                        .chain(idle)
-                        .chain(self.leased.iter().copied())
-                        .collect(),
-                );
-            }
         }
     }
 
@@ -638,8 +614,7 @@ impl Keeper {
             .iter()
             .map(|(name, data)| Value::Array(vec![name.as_str().into(), data.clone().into()]))
             .collect::<Vec<_>>();
-        let fields =
-            map! { "uploads" => Value::Array(uploads), "sys_path" => Value::Array(Vec::new()) };
+        let fields = map! { "uploads" => Value::Array(uploads) };
         // A helper that cannot import what a client uploaded says so in its log and serves on.
         let set_up = connection.request("setup", fields);
         let answer = tokio::time::timeout(self.config.timeout.min(Duration::from_secs(30)), set_up)

@@ -14,7 +14,7 @@ use super::args::Args;
 use super::shell::{ClientLink, Shell, ShellHandle, ShutDown, now};
 use super::stream::Stream;
 use crate::config::{self, parse_timedelta};
-use crate::graph_helper::{self, Expansion};
+use crate::graph_helper;
 
 /// Least time between two batches to a client, as stock.
 const INTERVAL: Duration = Duration::from_millis(2);
@@ -255,7 +255,7 @@ impl Client {
             shell.graph_updates_active -= 1;
             let (sender, taken_in) = oneshot::channel();
             let event = match expanded {
-                Ok(Expansion { graph, .. }) => {
+                Ok(graph) => {
                     shell.graph_waiters.push(sender);
                     Event::UpdateGraph(Box::new(graph))
                 }
