@@ -88,8 +88,9 @@ bench: build ## Short benchmarks against stock, in one run.
 	$(BIN)/python bench/bench.py run quick
 	cargo bench --quiet --package oxidask-scheduler
 
-soak: ## Property tests of the cores, a hundred times longer than in CI.
-	PROPTEST_CASES=25600 cargo nextest run --release --package oxidask-wire --package oxidask-scheduler prop
+# With fresh seeds. Everything runs, so that no property test is missed by its name.
+soak: $(STAMPS)/cargo-nextest ## Property tests of the cores, a hundred times longer than in CI.
+	PROPTEST_CASES=25600 cargo nextest run --release --locked --package oxidask-wire --package oxidask-scheduler
 
 fmt: $(STAMPS)/environment ## Format everything.
 	cargo fmt --all

@@ -136,8 +136,17 @@ fn timeout_error() -> Result<Value, String> {
     Err("TimeoutError()".into())
 }
 
+/// 200 cases for the 256 that other tests try, in proportion if `PROPTEST_CASES` asks for more.
+fn config() -> ProptestConfig {
+    let default = ProptestConfig::default();
+    ProptestConfig {
+        cases: default.cases.saturating_mul(25) / 32,
+        ..default
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(config())]
 
     #[test]
     fn a_semaphore_is_a_counter_with_a_line(steps in steps(), max in 1..4usize) {

@@ -680,8 +680,18 @@ fn run(config: Config, actions: &[Action]) {
     world.env.scheduler.validate_empty();
 }
 
+/// 400 cases for the 256 that other tests try, in proportion if `PROPTEST_CASES` asks for more.
+fn config() -> ProptestConfig {
+    let default = ProptestConfig::default();
+    ProptestConfig {
+        cases: default.cases.saturating_mul(25) / 16,
+        failure_persistence: None,
+        ..default
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn everything_fits_together(actions in actions(120)) {
