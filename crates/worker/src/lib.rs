@@ -1,0 +1,49 @@
+//! Dask's worker as a pure state machine.
+//!
+//! ```text
+//!  (now, stimulus id, Event) ──► WorkerState::handle_stimulus ──► state change ──► Instructions, in order
+//! ```
+//!
+//! Nothing here opens a socket, reads a clock, draws randomness or runs a task.
+//! Values stay with the shell: the core knows their sizes and says which to
+//! keep ([`Instruction::StoreData`]) and which to drop ([`Instruction::ReleaseData`]).
+//! `run_spec`, exceptions and annotations pass through unread.
+
+// The interface.
+pub mod config;
+pub mod error;
+pub mod event;
+pub mod id;
+pub mod instruction;
+pub mod priority;
+
+// What the worker remembers.
+mod counter;
+mod heap;
+mod peers;
+pub mod sets;
+pub mod story;
+pub mod task;
+mod tasks;
+
+// What it does.
+mod address;
+mod communicating;
+mod compute;
+mod computing;
+mod execute;
+mod gather;
+mod query;
+mod replicas;
+mod transitions;
+mod validate;
+mod worker;
+
+pub use config::Config;
+pub use error::Error;
+pub use event::{ComputeTaskEvent, Event, StoredValue};
+pub use id::{Id, PeerId, StimulusId, TaskId};
+pub use instruction::{Instruction, Instructions, SendMessageToScheduler};
+pub use priority::Priority;
+pub use task::{Previous, State, TaskState};
+pub use worker::WorkerState;
