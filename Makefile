@@ -75,10 +75,11 @@ $(STAMPS)/cargo-nextest: | $(STAMPS)
 test-rust: $(STAMPS)/cargo-nextest ## Unit, transcript and property tests of the crates.
 	PROPTEST_RNG_SEED=20260820 cargo nextest run --locked --workspace --exclude oxidask-python
 
-test-python: build ## The package, the graph helper, dask's order tests, the wire against stock.
+test-python: build ## The package, the graph helper, dask's order tests, wire and worker against stock.
 	$(BIN)/python -m pytest --quiet tests/python
 	$(BIN)/python -m pytest --quiet tests/order
 	$(BIN)/python -m pytest --quiet tests/wire
+	$(BIN)/python -m pytest --quiet tests/worker
 
 conformance: build ## The same black-box tests on stock and on ours.
 	$(BIN)/python -m pytest --quiet --numprocesses $(PYTEST_WORKERS) --engine stock tests/conformance

@@ -381,7 +381,8 @@ impl WorkerState {
     }
 }
 
-/// States of a dependency that somebody can wait for: `WAITING_FOR_DATA` in Dask.
+/// States of a dependency that somebody can wait for: `WAITING_FOR_DATA` in
+/// Dask, and those of one that failed or was given back while somebody waited.
 fn is_awaited(state: State) -> bool {
     match state {
         State::Constrained
@@ -392,12 +393,9 @@ fn is_awaited(state: State) -> bool {
         | State::Missing
         | State::Ready
         | State::Resumed
-        | State::Waiting => true,
-        State::Released
-        | State::Memory
+        | State::Waiting
         | State::Error
-        | State::Cancelled
-        | State::Rescheduled
-        | State::Forgotten => false,
+        | State::Released => true,
+        State::Memory | State::Cancelled | State::Rescheduled | State::Forgotten => false,
     }
 }
