@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 from cluster import HOST, eventually
 from conformance_tasks import inc, signal_and_wait, throws
-from distributed import Event, wait
+from distributed import Event, Semaphore, wait
 
 
 def port_of(cluster):
@@ -210,3 +210,81 @@ def test_pages_follow_workers(fresh_cluster):
     cluster.worker("w0").kill()
     eventually(lambda: fetch(cluster, path)[0] == 404)
     assert address not in page(cluster, "/info/main/workers.html")
+
+
+API = {
+    "distributed.scheduler.http.routes": [
+        "distributed.http.health",
+        "distributed.http.scheduler.api",
+    ]
+}
+
+
+def call_api(cluster, path, **body):
+    """Status and JSON reply; with a body it is a POST."""
+    url = f"http://{HOST}:{port_of(cluster)}/api/v1/{path}"
+    data = json.dumps(body).encode() if body else None
+    try:
+        with urllib.request.urlopen(url, data, timeout=20) as response:
+            return response.status, json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.loads(error.read())
+
+
+def test_api_says_what_there_is(fresh_cluster, connect):
+    cluster = fresh_cluster(workers=2, config=API)
+    assert fetch(cluster, "/api/v1")[2] == "API V1"
+    status, workers = call_api(cluster, "get_workers")
+    assert (status, workers["num_workers"]) == (200, 2)
+    found = {worker["name"]: worker["address"] for worker in workers["workers"]}
+    assert found == {name: cluster.worker(name).address for name in ("w0", "w1")}
+    assert call_api(cluster, "adaptive_target") == (200, {"workers": 0})
+    status, idle = call_api(cluster, "check_idle")
+    assert (status, set(idle)) == (200, {"idle_since"})
+
+
+def test_api_retires_workers(fresh_cluster):
+    cluster = fresh_cluster(workers=3, config=API)
+    first = cluster.worker("w0").address
+    status, retired = call_api(cluster, "retire_workers", workers=[first])
+    assert status == 200
+    assert retired[first]["name"] == "w0"
+    assert call_api(cluster, "get_workers")[1]["num_workers"] == 2
+    status, retired = call_api(cluster, "retire_workers", n=1)
+    assert (status, len(retired)) == (200, 1)
+    assert call_api(cluster, "get_workers")[1]["num_workers"] == 1
+
+
+def test_api_refuses_what_it_cannot_do(fresh_cluster):
+    cluster = fresh_cluster(workers=1, config=API)
+    status, reply = call_api(cluster, "retire_workers", n="two")
+    assert (status, reply["Error"]) == (500, "Internal Server Error")
+    assert call_api(cluster, "get_workers")[1]["num_workers"] == 1
+
+
+def test_semaphore_metrics(cluster, client, name):
+    label = name("semaphore")
+    semaphore = Semaphore(max_leases=2, name=label)
+    assert semaphore.acquire()
+
+    def figures():
+        text = fetch(cluster, "/metrics")[2]
+        lines = (line for line in text.splitlines() if f'name="{label}"' in line)
+        return {line.split("{")[0]: float(line.split()[-1]) for line in lines}
+
+    before = figures()
+    assert before.pop("dask_semaphore_average_pending_lease_time_s") >= 0
+    assert before == {
+        "dask_semaphore_max_leases": 2,
+        "dask_semaphore_active_leases": 1,
+        "dask_semaphore_pending_leases": 0,
+        "dask_semaphore_acquire_total": 1,
+        "dask_semaphore_release_total": 0,
+    }
+    semaphore.release()
+    after = figures()
+    assert after["dask_semaphore_active_leases"] == 0
+    assert after["dask_semaphore_release_total"] == 1
+    semaphore.close()
+    assert figures() == {}

@@ -14,11 +14,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use oxidask_http::info::{
     CallStack, Counts, ErredTask, Error, Metrics, StreamEvent, Task, Worker, WorkerRow, Workers,
 };
-use oxidask_http::{Reply, SchedulerInfo};
+use oxidask_http::{Reply, Retire, SchedulerInfo};
 use oxidask_scheduler::{Failure, Scheduler};
 use oxidask_server::config::{Config, ConfigError};
 use oxidask_server::scheduler::{Info, View};
-use oxidask_wire::Value;
+use oxidask_wire::{Value, map};
 use tokio::sync::mpsc;
 
 use crate::json;
@@ -56,16 +56,16 @@ impl Pages {
         answer.ok_or(Error::Closing)
     }
 
-    async fn has_worker(&self, address: &str) -> Result<bool, Error> {
-        let address = address.to_owned();
-        self.read(move |scheduler| scheduler.worker_id(&address).is_some())
-            .await
-    }
-
     async fn desired_workers(&self) -> Result<usize, Error> {
         let target = self.info.adaptive_target(self.target_duration).await;
         // It fails only without a target duration, or while the scheduler closes.
         target.map_err(|_| Error::Closing)
+    }
+
+    async fn has_worker(&self, address: &str) -> Result<bool, Error> {
+        let address = address.to_owned();
+        self.read(move |scheduler| scheduler.worker_id(&address).is_some())
+            .await
     }
 }
 
@@ -181,13 +181,42 @@ impl SchedulerInfo for Pages {
         Box::pin(async {
             let desired_workers = self.desired_workers().await?;
             let turns = self.info.turns().await.ok_or(Error::Closing)?;
-            let metrics = self.read(numbers::metrics).await?;
+            let metrics = self
+                .info
+                .read(|view: View<'_>| numbers::metrics(&view))
+                .await;
+            let metrics = metrics.ok_or(Error::Closing)?;
             Ok(Metrics {
+                time: now(),
                 desired_workers,
                 tick_duration_max: turns.duration_max.as_secs_f64(),
                 tick_count: turns.count,
                 ..metrics
             })
+        })
+    }
+
+    fn desired_workers(&self) -> Reply<'_, usize> {
+        Box::pin(self.desired_workers())
+    }
+
+    fn idle_since(&self) -> Reply<'_, Option<f64>> {
+        Box::pin(async { self.info.idle_since().await.ok_or(Error::Closing) })
+    }
+
+    fn retire_workers(&self, which: Retire) -> Reply<'_, serde_json::Value> {
+        let arguments = match which {
+            Retire::Count(count) => map! { "n" => count },
+            Retire::Named(workers) => {
+                map! { "workers" => workers.into_iter().map(Value::from).collect::<Vec<_>>() }
+            }
+        };
+        Box::pin(async {
+            let retired = self.info.retire_workers(arguments).await;
+            let retired = retired.map_err(|failure| Error::Refused(failure.text))?;
+            Ok(retired
+                .as_map()
+                .map_or_else(|| serde_json::json!({}), json::from_map))
         })
     }
 
@@ -259,7 +288,7 @@ fn now() -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use oxidask_wire::{Map, map};
+    use oxidask_wire::Map;
 
     use super::*;
 

@@ -14,6 +14,9 @@ pub enum Error {
     /// The scheduler is closing.
     #[error("the scheduler is closing")]
     Closing,
+    /// The scheduler could not do what was asked.
+    #[error("{0}")]
+    Refused(String),
     /// A worker that had to be asked did not answer.
     #[error("{0}")]
     Worker(String),
@@ -58,9 +61,29 @@ pub trait SchedulerInfo: Send + Sync + 'static {
     /// Numbers for `/metrics`.
     fn metrics(&self) -> Reply<'_, Metrics>;
 
+    /// Answer of the operation `adaptive_target`.
+    fn desired_workers(&self) -> Reply<'_, usize>;
+
+    /// Since when the scheduler has had nothing to do, in seconds since 1970:
+    /// answer of the operation `check_idle`.
+    fn idle_since(&self) -> Reply<'_, Option<f64>>;
+
+    /// Retires workers and waits until they have left: the operation
+    /// `retire_workers`, whose reply is given.
+    fn retire_workers(&self, which: Retire) -> Reply<'_, serde_json::Value>;
+
     /// Events from now on, for `/eventstream`. A receiver that falls behind
     /// loses events. `None` if the scheduler offers none.
     fn subscribe(&self) -> Reply<'_, Option<mpsc::Receiver<StreamEvent>>>;
+}
+
+/// Which workers to retire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Retire {
+    /// That many, those whose loss costs least.
+    Count(u64),
+    /// Those with these addresses.
+    Named(Vec<String>),
 }
 
 /// Totals, with the names of `/json/counts.json`.
@@ -323,6 +346,29 @@ pub struct Metrics {
     pub tick_duration_max: f64,
     /// Rounds of the event loop so far.
     pub tick_count: u64,
+    /// When the numbers were taken, in seconds since 1970.
+    pub time: f64,
+    /// Numbers per semaphore.
+    pub semaphores: Vec<SemaphoreMetrics>,
+}
+
+/// Numbers of one semaphore (or lock).
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SemaphoreMetrics {
+    /// Its name.
+    pub name: String,
+    /// Leases that may be out at once.
+    pub max_leases: i64,
+    /// Leases that are out.
+    pub active_leases: usize,
+    /// Requests that wait for one.
+    pub pending_leases: usize,
+    /// Leases given so far.
+    pub acquire_total: u64,
+    /// Leases returned or expired so far.
+    pub release_total: u64,
+    /// Moving average in seconds of the wait for a lease.
+    pub average_pending_lease_time: f64,
 }
 
 /// Numbers of one task prefix.

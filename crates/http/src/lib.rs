@@ -5,11 +5,12 @@
 //! ```
 //!
 //! Paths are those of stock Dask: `/health`, `/info/…`, `/json/…`, `/metrics`,
-//! `/eventstream`, `/sitemap.json`. Nothing here knows the scheduler; it answers
+//! `/eventstream`, `/api/v1/…`, `/sitemap.json`. Nothing here knows the scheduler; it answers
 //! through [`SchedulerInfo`].
 
 pub mod info;
 
+mod api;
 mod eventstream;
 mod html;
 mod metrics;
@@ -21,7 +22,7 @@ mod serve;
 #[cfg(test)]
 mod tests;
 
-pub use info::{Error, Reply, SchedulerInfo};
+pub use info::{Error, Reply, Retire, SchedulerInfo};
 pub use origins::WebsocketOrigins;
 pub use router::{Options, Routes, router};
 pub use serve::{BindError, Bound, Tls, bind};

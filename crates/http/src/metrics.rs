@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use crate::info::Metrics;
+use crate::info::{Metrics, SemaphoreMetrics};
 
 /// States in which a task can be counted, in stock's order.
 const STATES: [&str; 7] = [
@@ -16,14 +16,7 @@ const STATES: [&str; 7] = [
 ];
 
 pub(crate) fn text(namespace: &str, metrics: &Metrics) -> String {
-    let mut families = Families {
-        prefix: if namespace.is_empty() {
-            "scheduler_".to_owned()
-        } else {
-            format!("{namespace}_scheduler_")
-        },
-        text: String::new(),
-    };
+    let mut families = Families::new(namespace, "scheduler");
     families.gauge("clients", "Number of clients connected", metrics.clients);
     families.counter(
         "client_connections_added",
@@ -68,6 +61,14 @@ pub(crate) fn text(namespace: &str, metrics: &Metrics) -> String {
         "Total number of workers removed",
         metrics.workers_removed,
     );
+    // No garbage is collected in this process, and its state is never older than this
+    // answer; both are here for those who read them from stock's scheduler.
+    families.counter(
+        "gc_collection_seconds",
+        "Total time spent on garbage collection",
+        0.0,
+    );
+    families.counter("last_time", "SystemMonitor last time", metrics.time);
     families.family(
         "tasks_suspicious_total",
         "Total number of times a task has been marked suspicious",
@@ -109,6 +110,67 @@ pub(crate) fn text(namespace: &str, metrics: &Metrics) -> String {
         "Total number of ticks observed since the server started",
         metrics.tick_count,
     );
+    families.text + &semaphores(namespace, &metrics.semaphores)
+}
+
+fn semaphores(namespace: &str, semaphores: &[SemaphoreMetrics]) -> String {
+    /// Name, help text, kind and value of a family.
+    type Family = (
+        &'static str,
+        &'static str,
+        &'static str,
+        fn(&SemaphoreMetrics) -> f64,
+    );
+    const FAMILIES: [Family; 6] = [
+        (
+            "max_leases",
+            "Maximum leases allowed per semaphore\nNote: This will be constant for each \
+             semaphore during its lifetime.",
+            "gauge",
+            |semaphore| semaphore.max_leases as f64,
+        ),
+        (
+            "active_leases",
+            "Amount of currently active leases per semaphore",
+            "gauge",
+            |semaphore| semaphore.active_leases as f64,
+        ),
+        (
+            "pending_leases",
+            "Amount of currently pending leases per semaphore",
+            "gauge",
+            |semaphore| semaphore.pending_leases as f64,
+        ),
+        (
+            "acquire_total",
+            "Total number of leases acquired per semaphore",
+            "counter",
+            |semaphore| semaphore.acquire_total as f64,
+        ),
+        (
+            "release_total",
+            "Total number of leases released per semaphore\nNote: If a semaphore is closed while \
+             there are still leases active, this count will not equal `semaphore_acquire_total` \
+             after execution.",
+            "counter",
+            |semaphore| semaphore.release_total as f64,
+        ),
+        (
+            "average_pending_lease_time_s",
+            "Exponential moving average of the time it took to acquire a lease per semaphore\n\
+             Note: This only includes time spent on scheduler side, it does not include time \
+             spent on communication.",
+            "gauge",
+            |semaphore| semaphore.average_pending_lease_time,
+        ),
+    ];
+    let mut families = Families::new(namespace, "semaphore");
+    for (name, help, kind, value) in FAMILIES {
+        families.family(name, help, kind);
+        for semaphore in semaphores {
+            families.sample(name, &[("name", &semaphore.name)], value(semaphore));
+        }
+    }
     families.text
 }
 
@@ -167,6 +229,17 @@ struct Families {
 }
 
 impl Families {
+    fn new(namespace: &str, subsystem: &str) -> Self {
+        let namespace = match namespace {
+            "" => String::new(),
+            namespace => format!("{namespace}_"),
+        };
+        Self {
+            prefix: format!("{namespace}{subsystem}_"),
+            text: String::new(),
+        }
+    }
+
     fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
         self.family(name, help, "gauge");
         self.sample(name, &[], value);

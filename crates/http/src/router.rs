@@ -8,11 +8,11 @@ use axum::extract::{Path, State};
 use axum::http::header::{CONTENT_TYPE, HOST, LOCATION, ORIGIN};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::{MethodRouter, get};
+use axum::routing::{MethodRouter, get, post};
 use serde_json::json;
 
 use crate::info::{Counts, Error, SchedulerInfo};
-use crate::{WebsocketOrigins, eventstream, metrics, pages};
+use crate::{WebsocketOrigins, api, eventstream, metrics, pages};
 
 /// How the pages are served.
 #[derive(Debug, Clone, Default)]
@@ -42,6 +42,8 @@ pub struct Routes {
     pub health: bool,
     /// `/proxy/…`.
     pub proxy: bool,
+    /// `/api/v1/…`.
+    pub api: bool,
     /// `/statics/…`.
     pub statics: bool,
     /// Modules that are Python and cannot be served here.
@@ -56,6 +58,7 @@ impl Default for Routes {
             json: true,
             health: true,
             proxy: true,
+            api: true,
             statics: true,
             unknown: Vec::new(),
         }
@@ -74,6 +77,7 @@ impl Routes {
             "distributed.http.health",
             "distributed.http.proxy",
             "distributed.http.statics",
+            "distributed.http.scheduler.api",
             "distributed.http.scheduler.missing_bokeh",
         ];
         Self {
@@ -83,6 +87,7 @@ impl Routes {
             health: has(known[3]),
             proxy: has(known[4]),
             statics: has(known[5]),
+            api: has(known[6]),
             unknown: modules
                 .iter()
                 .filter(|module| !known.contains(&module.as_str()))
@@ -93,11 +98,21 @@ impl Routes {
 }
 
 #[derive(Clone)]
-struct Server {
-    info: Arc<dyn SchedulerInfo>,
+pub(crate) struct Server {
+    pub(crate) info: Arc<dyn SchedulerInfo>,
     options: Arc<Options>,
     /// Paths for `/sitemap.json`, sorted.
     paths: Arc<Vec<String>>,
+}
+
+impl Server {
+    /// Whether the page that a request comes from, if any, may do more than read.
+    pub(crate) fn allows_origin(&self, headers: &HeaderMap) -> bool {
+        let header = |name| headers.get(name).map(HeaderValue::as_bytes);
+        let text = |name| header(name).map(String::from_utf8_lossy);
+        let origins = &self.options.websocket_origins;
+        origins.allow(text(ORIGIN).as_deref(), text(HOST).as_deref())
+    }
 }
 
 /// All pages of a scheduler.
@@ -147,6 +162,13 @@ pub fn router(info: Arc<dyn SchedulerInfo>, options: Options) -> Router {
             get(|| async { Html(pages::json_index()) }),
         );
     }
+    if enabled.api {
+        add("/api/v1", get(api::index));
+        add("/api/v1/retire_workers", post(api::retire_workers));
+        add("/api/v1/get_workers", get(api::workers));
+        add("/api/v1/adaptive_target", get(api::adaptive_target));
+        add("/api/v1/check_idle", get(api::check_idle));
+    }
     if enabled.proxy {
         add("/proxy/{port}/{host}/{*path}", get(proxy));
     }
@@ -194,6 +216,7 @@ impl IntoResponse for Failure {
         let status = match self.0 {
             Error::Closing => StatusCode::SERVICE_UNAVAILABLE,
             Error::Worker(_) => StatusCode::BAD_GATEWAY,
+            Error::Refused(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         (status, self.0.to_string()).into_response()
     }
@@ -238,7 +261,7 @@ async fn health() -> Response {
     plain("text/plain; charset=utf-8", "ok".to_owned())
 }
 
-fn plain(content_type: &'static str, text: String) -> Response {
+pub(crate) fn plain(content_type: &'static str, text: String) -> Response {
     (
         [(CONTENT_TYPE, HeaderValue::from_static(content_type))],
         text,
@@ -377,13 +400,7 @@ async fn events(
     headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> Answer {
-    let header = |name| {
-        headers
-            .get(name)
-            .and_then(|value: &HeaderValue| value.to_str().ok())
-    };
-    let origins = &server.options.websocket_origins;
-    if !origins.allow(header(ORIGIN), header(HOST)) {
+    if !server.allows_origin(&headers) {
         let refused = (StatusCode::FORBIDDEN, "Cross origin websockets not allowed");
         return Ok(refused.into_response());
     }

@@ -8,10 +8,12 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::info::{
-    CallStack, Counts, ErredTask, Metrics, PrefixMetrics, StreamEvent, Task, Worker, WorkerRow,
-    Workers,
+    CallStack, Counts, ErredTask, Metrics, PrefixMetrics, SemaphoreMetrics, StreamEvent, Task,
+    Worker, WorkerRow, Workers,
 };
-use crate::{Options, Reply, Routes, SchedulerInfo, Tls, WebsocketOrigins, bind, router};
+use crate::{
+    Error, Options, Reply, Retire, Routes, SchedulerInfo, Tls, WebsocketOrigins, bind, router,
+};
 
 const WORKER: &str = "tcp://127.0.0.1:40000";
 
@@ -45,7 +47,10 @@ impl SchedulerInfo for Fake {
     }
 
     fn identity(&self) -> Reply<'_, serde_json::Value> {
-        answer(serde_json::json!({"type": "Scheduler"}))
+        answer(serde_json::json!({
+            "type": "Scheduler",
+            "workers": {WORKER: {"type": "Worker", "name": "a<b"}},
+        }))
     }
 
     fn workers(&self) -> Reply<'_, Workers> {
@@ -117,8 +122,32 @@ impl SchedulerInfo for Fake {
                 state_counts: vec![("memory", 3)],
                 ..PrefixMetrics::default()
             }],
+            semaphores: vec![SemaphoreMetrics {
+                name: "s".to_owned(),
+                max_leases: 2,
+                average_pending_lease_time: 0.5,
+                ..SemaphoreMetrics::default()
+            }],
             ..Metrics::default()
         })
+    }
+
+    fn desired_workers(&self) -> Reply<'_, usize> {
+        answer(7)
+    }
+
+    fn idle_since(&self) -> Reply<'_, Option<f64>> {
+        answer(Some(1.5))
+    }
+
+    fn retire_workers(&self, which: Retire) -> Reply<'_, serde_json::Value> {
+        match which {
+            Retire::Count(count) => answer(serde_json::json!({ "count": count })),
+            Retire::Named(workers) if workers.is_empty() => {
+                Box::pin(async { Err(Error::Refused("nobody to retire".to_owned())) })
+            }
+            Retire::Named(workers) => answer(serde_json::json!({ "named": workers })),
+        }
     }
 
     fn subscribe(&self) -> Reply<'_, Option<mpsc::Receiver<StreamEvent>>> {
@@ -155,8 +184,23 @@ impl Served {
 
     /// Status, headers and body.
     async fn get(&self, path: &str) -> (u16, String, String) {
+        self.request("GET", path, "", "").await
+    }
+
+    /// `headers` end with line breaks.
+    async fn request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &str,
+        body: &str,
+    ) -> (u16, String, String) {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+             Content-Length: {length}\r\n{headers}\r\n{body}"
+        );
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut response = String::new();
         stream.read_to_string(&mut response).await.unwrap();
@@ -275,7 +319,8 @@ async fn machine_readable_pages() {
     assert_eq!(counts.as_object().unwrap().len(), 16);
 
     let (_, _, body) = served.get("/json/identity.json").await;
-    assert_eq!(body, "{\"type\":\"Scheduler\"}");
+    let identity: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(identity["type"], "Scheduler");
     assert_eq!(served.get("/individual-plots.json").await.2, "{}");
 
     let (_, _, body) = served.get("/sitemap.json").await;
@@ -291,10 +336,68 @@ async fn machine_readable_pages() {
         "dask_scheduler_tasks{state=\"memory\"} 3",
         "dask_scheduler_tasks{state=\"no-worker\"} 0",
         "dask_scheduler_workers_added_total 0",
+        "# TYPE dask_scheduler_gc_collection_seconds_total counter",
+        "dask_semaphore_max_leases{name=\"s\"} 2",
+        "dask_semaphore_acquire_total{name=\"s\"} 0",
+        "dask_semaphore_average_pending_lease_time_s{name=\"s\"} 0.5",
         "dask_scheduler_prefix_state_totals_total{task_prefix_name=\"in\\\"c\",state=\"memory\"} 3",
     ] {
         assert!(body.lines().any(|own| own == line), "{line} not in {body}");
     }
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn api_of_deployment_tools() {
+    let served = Served::start(options("")).await;
+    let index = served.get("/api/v1").await;
+    assert_eq!((index.0, index.2.as_str()), (200, "API V1"));
+    for (path, expected) in [
+        (
+            "get_workers",
+            serde_json::json!({"num_workers": 1, "workers": [{"name": "a<b", "address": WORKER}]}),
+        ),
+        ("adaptive_target", serde_json::json!({"workers": 7})),
+        ("check_idle", serde_json::json!({"idle_since": 1.5})),
+    ] {
+        let (status, head, body) = served.get(&format!("/api/v1/{path}")).await;
+        assert_eq!(status, 200, "{path}");
+        assert!(head.contains("content-type: application/json"), "{head}");
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(body, expected, "{path}");
+    }
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn retiring_over_http() {
+    let served = Served::start(options("")).await;
+    let post = async |headers: &str, body: &str| {
+        let path = "/api/v1/retire_workers";
+        let (status, _, body) = served.request("POST", path, headers, body).await;
+        (status, body)
+    };
+    assert_eq!(
+        post("", r#"{"n": 2}"#).await,
+        (200, r#"{"count":2}"#.to_owned())
+    );
+    let named = format!(r#"{{"workers": ["{WORKER}"]}}"#);
+    assert_eq!(
+        post("Origin: http://x\r\n", &named).await,
+        (200, format!(r#"{{"named":["{WORKER}"]}}"#))
+    );
+    for (body, reason) in [("{}", "nobody to retire"), ("n=2", "no JSON")] {
+        let (status, answer) = post("", body).await;
+        assert_eq!(status, 500);
+        assert!(
+            answer.contains("Internal Server Error") && answer.contains(reason),
+            "{answer}"
+        );
+    }
+    // A page of another site, in the browser of somebody who can reach the scheduler.
+    let (status, _) = post("Origin: http://elsewhere\r\n", &named).await;
+    assert_eq!(status, 403);
+    assert_eq!(served.get("/api/v1/retire_workers").await.0, 405);
     served.stop().await;
 }
 

@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 
-use oxidask_http::info::{Counts, Metrics, PrefixMetrics};
+use oxidask_http::info::{Counts, Metrics, PrefixMetrics, SemaphoreMetrics};
 use oxidask_scheduler::client::FIRE_AND_FORGET;
 use oxidask_scheduler::group::TaskPrefix;
 use oxidask_scheduler::{Scheduler, State, Status};
+use oxidask_server::scheduler::View;
 
 /// All but `desired_workers`. Looks at every task once, as stock does.
 pub(super) fn counts(scheduler: &Scheduler) -> Counts {
@@ -40,7 +41,8 @@ pub(super) fn counts(scheduler: &Scheduler) -> Counts {
 }
 
 /// All but `desired_workers` and what is known of the event loop.
-pub(super) fn metrics(scheduler: &Scheduler) -> Metrics {
+pub(super) fn metrics(view: &View<'_>) -> Metrics {
+    let scheduler = view.scheduler;
     let (client_connections_added, client_connections_removed) = scheduler.client_totals();
     let (workers_added, workers_removed) = scheduler.worker_totals();
     let mut totals = [0; State::COUNT];
@@ -74,7 +76,20 @@ pub(super) fn metrics(scheduler: &Scheduler) -> Metrics {
         tasks_forgotten: totals[State::Forgotten as usize],
         task_groups: scheduler.groups().count(),
         prefixes: scheduler.prefixes().map(prefix).collect(),
+        semaphores: view.semaphores().map(semaphore).collect(),
         ..Metrics::default()
+    }
+}
+
+fn semaphore(semaphore: oxidask_scheduler::extensions::SemaphoreMetrics) -> SemaphoreMetrics {
+    SemaphoreMetrics {
+        name: semaphore.name.python_str().to_string(),
+        max_leases: semaphore.max_leases,
+        active_leases: semaphore.active_leases,
+        pending_leases: semaphore.pending_leases,
+        acquire_total: semaphore.acquire_total,
+        release_total: semaphore.release_total,
+        average_pending_lease_time: semaphore.average_pending_lease_time,
     }
 }
 

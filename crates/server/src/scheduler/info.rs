@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use oxidask_scheduler::extensions::SemaphoreMetrics;
 use oxidask_scheduler::task::TaskRecord;
 use oxidask_scheduler::{Failure, Instruction, Scheduler};
 use oxidask_wire::{Key, Map, Value, map};
@@ -71,6 +72,24 @@ impl Info {
             .unwrap_or(0))
     }
 
+    /// `Scheduler.check_idle`: since when there has been nothing to do, in seconds
+    /// since the epoch. `None` on the outside when the scheduler is shutting down.
+    pub async fn idle_since(&self) -> Option<Option<f64>> {
+        self.shell
+            .call(|shell| shell.check_idle(super::shell::now()))
+            .await
+            .ok()
+    }
+
+    /// `Scheduler.retire_workers` with these arguments; the workers that left, by address.
+    ///
+    /// # Errors
+    ///
+    /// When an argument is wrong, or the scheduler is shutting down.
+    pub async fn retire_workers(&self, arguments: Map) -> Result<Value, Failure> {
+        super::rpc::extension_reply(&self.shell, "retire_workers", Args(arguments)).await
+    }
+
     /// The scheduler's log, newest first.
     pub fn logs(&self) -> Vec<crate::logging::LogRecord> {
         self.shell.settings.logs.records(0.0, None)
@@ -134,6 +153,11 @@ impl Info {
 }
 
 impl View<'_> {
+    /// Figures of every semaphore.
+    pub fn semaphores(&self) -> impl Iterator<Item = SemaphoreMetrics> + '_ {
+        self.shell.extensions.semaphores()
+    }
+
     /// When the scheduler started, in seconds since the epoch.
     pub fn started(&self) -> f64 {
         self.shell.started
