@@ -59,6 +59,11 @@ impl WorkerState {
         ts.who_has.iter().map(|peer| &self.peers[peer].address)
     }
 
+    /// Number of peers about which something is known.
+    pub fn peer_count(&self) -> usize {
+        self.peers.iter().count()
+    }
+
     /// Bytes of a task in memory, guessed if nothing is known. `TaskState.get_nbytes` in distributed.
     pub fn nbytes_of(&self, ts: &TaskState) -> i64 {
         ts.nbytes.unwrap_or(self.config.default_data_size)
