@@ -33,6 +33,8 @@ struct Shared {
 struct State {
     batch: BatchWriter,
     phase: Phase,
+    /// Nothing is sent before this time.
+    held_until: Instant,
     /// Bytes of the batch that is being written.
     nbytes_in_flight: usize,
 }
@@ -74,6 +76,7 @@ impl BatchedSender {
             state: Mutex::new(State {
                 batch: BatchWriter::new(),
                 phase: Phase::Open,
+                held_until: Instant::now(),
                 nbytes_in_flight: 0,
             }),
             changed: Notify::new(),
@@ -131,6 +134,13 @@ impl BatchedSender {
         }
     }
 
+    /// Lets messages gather for `time`, those that are queued already included, so
+    /// that they do not overtake what goes to the same peer another way.
+    pub fn hold(&self, time: Duration) {
+        let mut state = self.shared.lock();
+        state.held_until = state.held_until.max(Instant::now() + time);
+    }
+
     /// Bytes queued and in flight.
     pub fn nbytes(&self) -> usize {
         let state = self.shared.lock();
@@ -174,9 +184,10 @@ impl BatchedTask {
         let _closed = AbortOnDrop(Arc::clone(&self.shared));
         let mut next_send = Instant::now();
         loop {
-            let (ready, phase) = {
+            let (ready, phase, due) = {
                 let state = self.shared.lock();
-                (!state.batch.is_empty(), state.phase)
+                let due = next_send.max(state.held_until);
+                (!state.batch.is_empty(), state.phase, due)
             };
             match phase {
                 Phase::Aborted => return Ok(()),
@@ -192,11 +203,11 @@ impl BatchedTask {
                     self.shared.changed.notified().await;
                     continue;
                 }
-                Phase::Open if Instant::now() < next_send => {
+                Phase::Open if Instant::now() < due => {
                     // More messages only join the batch; an end is looked at after
                     // the interval, except an abort.
                     tokio::select! {
-                        () = tokio::time::sleep_until(next_send) => {}
+                        () = tokio::time::sleep_until(due) => {}
                         () = self.shared.aborted.notified() => {}
                     }
                     continue;

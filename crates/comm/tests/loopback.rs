@@ -369,6 +369,25 @@ async fn batches_go_at_once_and_then_per_interval() {
     assert!(task.await.unwrap().is_ok());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_held_batch_gathers_until_its_time() {
+    let (client, server) = pair(Scheme::Tcp).await;
+    let (mut reader, _writer, _) = client.split();
+    let (sender, task) = BatchedSender::new(server.writer, Duration::ZERO, 1 << 20);
+    let _task = tokio::spawn(task.run());
+    let start = tokio::time::Instant::now();
+    let hold = Duration::from_secs(1);
+    sender.hold(hold);
+    sender.send(&Value::Int(1)).unwrap();
+    tokio::time::sleep(hold / 2).await;
+    sender.send(&Value::Int(2)).unwrap();
+    assert_eq!(batch(&mut reader).await, [Value::Int(1), Value::Int(2)]);
+    assert!(start.elapsed() >= hold);
+    sender.send(&Value::Int(3)).unwrap();
+    assert_eq!(batch(&mut reader).await, [Value::Int(3)]);
+    assert!(start.elapsed() < 2 * hold);
+}
+
 #[tokio::test]
 async fn a_slow_reader_is_cut_off_at_the_limit() {
     let (client, server) = pair(Scheme::Tcp).await;

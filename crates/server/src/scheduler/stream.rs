@@ -34,6 +34,11 @@ impl Stream {
         self.0.send_with(write).is_ok()
     }
 
+    /// Sends nothing for `time`.
+    pub(super) fn hold(&self, time: Duration) {
+        self.0.hold(time);
+    }
+
     /// Sends what is queued, then closes.
     pub(super) fn close(&self) {
         self.0.close();
