@@ -271,6 +271,8 @@ pub struct TaskState {
     pub(crate) birth: u64,
 }
 
+const _: () = assert!(size_of::<TaskState>() <= 520);
+
 impl TaskState {
     pub(crate) fn new(key: Key, prefix: PrefixId) -> Self {
         Self {

@@ -217,7 +217,11 @@ impl WorkerState {
                 thread,
             } => {
                 let task = self.execute_done(&key, startstops, thread)?;
-                self.tasks[task].nbytes = Some(nbytes);
+                let ts = &mut self.tasks[task];
+                ts.nbytes = Some(nbytes);
+                if let Ok(value) = &value {
+                    ts.r#type = Some(value.r#type.clone());
+                }
                 self.recommend(task, Recommendation::memory(value, run_id));
                 Ok(())
             }
