@@ -9,9 +9,10 @@ order in which stock selected them.
 
 Where stock raises, the core must fail as well, for a like reason; the script ends
 there, since nothing holds after that. The two exceptions are in
-``scripts.stock_bug``: there the core has to go on. In orderly scripts both validate
-their state after each event; stock's own validation ends one script in three
-hundred, in which a task is missing although a later message named its holders.
+``scripts.stock_bug``, which ends one orderly script in thirteen: there the core has
+to go on. In orderly scripts both validate their state after each event; stock's own
+validation ends one in two hundred, in which a task is missing although a later
+message named its holders.
 
 ``OXIDASK_WORKER_SCRIPTS`` and ``OXIDASK_WORKER_SEED`` are the number of scripts and
 the first seed, to look for new ones or to play a single one again.
