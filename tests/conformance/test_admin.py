@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 from cluster import eventually
@@ -15,6 +16,7 @@ from conformance_tasks import (
     wait_for_event,
 )
 from distributed import Event, get_task_stream, get_worker, wait
+from distributed.diagnostics import MemorySampler
 
 
 def flush(client):
@@ -584,3 +586,44 @@ def test_cluster_manager_info_is_kept(client, cluster):
         "set_metadata", keys=["cluster-manager-info-test"], value={"type": "x"}
     )
     assert client.get_metadata("cluster-manager-info-test") == {"type": "x"}
+
+
+# Memory sampler
+
+
+def test_memory_sampler_takes_the_first_sample_at_once(client):
+    sampler = MemorySampler()
+    with sampler.sample("first", measure="managed", interval=3600):
+        pass
+    [(timestamp, nbytes)] = sampler.samples["first"]
+    assert abs(timestamp - time.time()) < 3600
+    assert nbytes >= 0
+
+
+def test_memory_sampler_sees_memory_come(client):
+    sampler = MemorySampler()
+    with sampler.sample("growth", measure="process", interval=0.01):
+        before = reported_memory(client, "w0")
+        future = client.submit(bytearray, 50_000_000, workers=["w0"])
+        wait(future)
+        eventually(lambda: reported_memory(client, "w0") > before + 25_000_000)
+    series = [nbytes for _, nbytes in sampler.samples["growth"]]
+    assert max(series) > series[0] + 25_000_000
+    times = [timestamp for timestamp, _ in sampler.samples["growth"]]
+    assert times == sorted(times)
+
+
+def reported_memory(client, name):
+    """What the scheduler knows of a worker's memory."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return next(w["metrics"]["memory"] for w in workers if w["name"] == name)
+
+
+def test_memory_sampler_refuses_unknown_measures(client):
+    sampler = MemorySampler()
+    with (
+        pytest.raises(AttributeError, match="has no attribute 'nonesuch'"),
+        sampler.sample("unknown", measure="nonesuch"),
+    ):
+        pass
+    assert sampler.samples == {}

@@ -14,6 +14,7 @@ mod arguments;
 mod errors;
 mod events;
 mod interest;
+mod memory_sampler;
 mod metadata;
 mod multi_locks;
 mod published;
@@ -64,6 +65,7 @@ pub struct Extensions {
     collectors: task_stream::Collectors,
     shuffles: shuffles::Shuffles,
     retirements: retirement::Retirements,
+    memory_samplers: memory_sampler::MemorySamplers,
     /// `distributed.adaptive.target-duration`, in seconds.
     adaptive_target_duration: f64,
 }
@@ -147,6 +149,7 @@ impl Extensions {
             collectors: task_stream::Collectors::default(),
             shuffles: shuffles::Shuffles::default(),
             retirements: retirement::Retirements::default(),
+            memory_samplers: memory_sampler::MemorySamplers::default(),
             adaptive_target_duration: 5.0,
         }
     }
@@ -577,6 +580,7 @@ impl Extensions {
             self.topics.next_deadline(),
             self.shuffles.next_deadline(),
             self.retirements.next_deadline(),
+            self.memory_samplers.next_deadline(),
         ];
         deadlines.into_iter().flatten().reduce(f64::min)
     }
@@ -588,6 +592,7 @@ impl Extensions {
             self.time_out(scheduler, now, request, wait, &mut own);
         }
         self.topics.tick(scheduler, now);
+        self.memory_samplers.tick(scheduler, now);
         let cx = &mut Context {
             now,
             waits: &mut self.waits,

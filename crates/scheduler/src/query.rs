@@ -14,7 +14,7 @@ use crate::merge::Computation;
 use crate::scheduler::Scheduler;
 use crate::task::{ErredTask, State, TaskState};
 use crate::transitions::story::Transition;
-use crate::worker::WorkerState;
+use crate::worker::{MemoryState, WorkerState};
 
 /// Everything a `compute-task` message says, borrowed.
 #[derive(Debug)]
@@ -196,6 +196,21 @@ impl Scheduler {
     /// Every worker, sorted by address.
     pub fn workers(&self) -> impl ExactSizeIterator<Item = (WorkerId, &WorkerState)> {
         self.workers.iter()
+    }
+
+    /// Memory of all workers together (`Scheduler.memory`).
+    pub fn memory(&self) -> MemoryState {
+        self.workers
+            .iter()
+            .fold(MemoryState::default(), |sum, (_, worker)| {
+                let memory = worker.memory();
+                MemoryState {
+                    process: sum.process + memory.process,
+                    managed: sum.managed + memory.managed,
+                    unmanaged_old: sum.unmanaged_old + memory.unmanaged_old,
+                    spilled: sum.spilled + memory.spilled,
+                }
+            })
     }
 
     /// Number of workers.

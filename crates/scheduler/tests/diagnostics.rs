@@ -1,4 +1,4 @@
-//! Event topics, task stream, task metadata.
+//! Event topics, task stream, task metadata, memory samplers.
 
 #![allow(
     clippy::unwrap_used,
@@ -290,4 +290,27 @@ fn nothing_of_the_extensions_reaches_the_shell() {
         !out.iter()
             .any(|instruction| matches!(instruction, Instruction::TaskRecord(_)))
     );
+}
+
+#[test]
+fn a_memory_sampler_looks_at_every_interval_and_ends_with_its_client() {
+    let mut env = Env::new();
+    let client = env.add_client("c");
+    let start = |env: &mut Env, client: &str| {
+        let arguments = map! { "client" => client, "measure" => "process", "interval" => 1.0 };
+        env.call("memory_sampler_start", arguments).unwrap()
+    };
+    let kept = start(&mut env, "c");
+    for _ in 0..3 {
+        env.advance(1.0);
+    }
+    let samples = env.call("memory_sampler_stop", map! { "key" => kept });
+    assert_eq!(samples.unwrap().as_array().map(<[Value]>::len), Some(4));
+
+    let orphan = start(&mut env, "c");
+    env.remove_client(client);
+    env.advance(1.0);
+    let stopped = env.call("memory_sampler_stop", map! { "key" => orphan.clone() });
+    let name = orphan.as_str().unwrap();
+    assert_eq!(stopped, Err(format!("KeyError('{name}')")));
 }

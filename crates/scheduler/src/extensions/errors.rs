@@ -26,6 +26,10 @@ pub(super) fn assertion_error(text: &str) -> Failure {
     with_text("builtins", "AssertionError", text)
 }
 
+pub(super) fn attribute_error(text: &str) -> Failure {
+    with_text("builtins", "AttributeError", text)
+}
+
 pub(super) fn not_implemented_error(text: &str) -> Failure {
     with_text("builtins", "NotImplementedError", text)
 }

@@ -69,7 +69,9 @@ impl Extensions {
             | "start_task_metadata"
             | "stop_task_metadata"
             | "get_task_status"
-            | "get_task_prefix_states" => self.diagnostics(scheduler, now, arguments, out),
+            | "get_task_prefix_states"
+            | "memory_sampler_start"
+            | "memory_sampler_stop" => self.diagnostics(scheduler, now, arguments, out),
             "shuffle_get"
             | "shuffle_get_or_create"
             | "shuffle_barrier"
@@ -338,6 +340,14 @@ impl Extensions {
             "get_task_stream_index" => self.task_stream.index(),
             "start_task_metadata" => self.collectors.start(arguments.key("name")?),
             "stop_task_metadata" => self.collectors.stop(&arguments.key("name")?),
+            "memory_sampler_start" => {
+                let client = arguments.text("client")?;
+                let measure = arguments.text("measure")?;
+                let interval = arguments.optional_number("interval")?.unwrap_or(0.5);
+                self.memory_samplers
+                    .start(scheduler, now, client, &measure, interval)
+            }
+            "memory_sampler_stop" => self.memory_samplers.stop(&arguments.text("key")?),
             "get_task_status" => {
                 let keys = arguments.keys("keys")?;
                 Ok(Some(task_stream::task_status(scheduler, &keys)))
