@@ -154,6 +154,20 @@ impl Extensions {
         }
     }
 
+    /// Keeps everything that is published for [`Extensions::heard`], or no longer.
+    pub fn listen(&mut self, listen: bool) {
+        self.topics.heard = listen.then(Vec::new);
+    }
+
+    /// Topics and messages published since the last time.
+    pub fn heard(&mut self) -> Vec<(Arc<str>, Value)> {
+        self.topics
+            .heard
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
+    }
+
     /// Takes in a request. True if `op` is one of the extensions'; the answer is
     /// an [`Instruction::Reply`], now or later.
     ///
@@ -467,7 +481,10 @@ impl Extensions {
                     stimulus_id,
                 });
             }
-            Instruction::Restarted => self.shuffles.clear(cx),
+            Instruction::Restarted => {
+                self.shuffles.clear(cx);
+                done.push(Instruction::Restarted);
+            }
             Instruction::ToWorker { .. }
             | Instruction::ToClient { .. }
             | Instruction::ExplodeBundle { .. }

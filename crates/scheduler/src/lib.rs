@@ -33,6 +33,7 @@ mod failure;
 mod identity;
 mod interest;
 mod merge;
+mod mirror;
 mod occupancy;
 mod placement;
 mod query;

@@ -73,6 +73,8 @@ pub struct Scheduler {
     pub(crate) impossible_transitions: u64,
     pub(crate) recommendations: Recommendations,
     pub(crate) story: Story,
+    /// What a process that mirrors the state was told, while there is one.
+    pub(crate) mirror: Option<Box<crate::mirror::Mirror>>,
     pub(crate) erred_tasks: VecDeque<ErredTask>,
     pub(crate) computations: VecDeque<Computation>,
     /// The worker that is being given queued tasks beyond its slots.
@@ -170,6 +172,7 @@ impl Scheduler {
             impossible_transitions: 0,
             recommendations: Recommendations::default(),
             story: Story::new(config.low_level_log_length),
+            mirror: None,
             erred_tasks: VecDeque::new(),
             computations: VecDeque::new(),
             ahead: None,

@@ -8,6 +8,7 @@ use hashbrown::HashTable;
 use oxidask_wire::Key;
 
 use crate::id::TaskId;
+use crate::mirror::Touched;
 use crate::task::{State, TaskState};
 
 /// Tasks per allocation. Chunks never move, so a growing table copies nothing
@@ -38,6 +39,8 @@ pub(crate) struct Tasks {
     hasher: RandomState,
     /// Tasks ever added, to tell the tasks of a reused slot apart.
     births: u32,
+    /// Tasks that may have changed, while somebody mirrors them.
+    pub(crate) touched: Option<Box<Touched>>,
 }
 
 impl Tasks {
@@ -49,6 +52,7 @@ impl Tasks {
             index: HashTable::new(),
             hasher: RandomState::default(),
             births: 0,
+            touched: None,
         }
     }
 
@@ -93,6 +97,7 @@ impl Tasks {
                 let last = self.chunks.len() - 1;
                 let id = TaskId((last * CHUNK + self.chunks[last].len()) as u32);
                 self.chunks[last].push(task);
+                self.touch(id);
                 id
             }
         };
@@ -111,6 +116,7 @@ impl Tasks {
         if let Ok(entry) = self.index.find_entry(hash.spread(), |&other| other == id) {
             entry.remove();
             self.retired.push(id);
+            self.touch(id);
         }
     }
 
@@ -121,11 +127,18 @@ impl Tasks {
             *self = Self {
                 hasher: self.hasher.clone(),
                 births: self.births,
+                touched: self.touched.take(),
                 ..Self::new()
             };
             return;
         }
         self.free.append(&mut self.retired);
+    }
+
+    fn touch(&mut self, id: TaskId) {
+        if let Some(touched) = &mut self.touched {
+            touched.mark(id);
+        }
     }
 
     /// Every task, in the order of ids.
@@ -158,6 +171,7 @@ impl Index<TaskId> for Tasks {
 
 impl IndexMut<TaskId> for Tasks {
     fn index_mut(&mut self, id: TaskId) -> &mut TaskState {
+        self.touch(id);
         &mut self.chunks[id.0 as usize / CHUNK][id.0 as usize % CHUNK]
     }
 }

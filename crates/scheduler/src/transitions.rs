@@ -120,7 +120,10 @@ impl Scheduler {
         self.transition_counter += 1;
         let mark = self.recommendations.step.len();
         match route(start, finish) {
-            Route::Direct => self.step(task, start, finish, detail, cx),
+            Route::Direct => {
+                self.mirror_arguments(task, &detail, cx);
+                self.step(task, start, finish, detail, cx);
+            }
             Route::Detour => {
                 debug_assert!(
                     matches!(detail, Detail::None),
@@ -194,6 +197,7 @@ impl Scheduler {
             });
         }
         let group = ts.group;
+        self.mirror_transition(task, start, cx);
         if finish == State::Forgotten {
             self.release_forgotten(task);
             self.groups.remove_if_forgotten(group);

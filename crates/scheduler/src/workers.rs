@@ -9,6 +9,7 @@ use hashbrown::HashMap;
 use oxidask_wire::{Key, Value};
 
 use crate::id::{Status, WorkerId};
+use crate::mirror::Touched;
 use crate::sets::{IdSet, RankSet};
 use crate::worker::{ById, WorkerState};
 
@@ -36,6 +37,8 @@ pub(crate) struct Workers {
     pub(crate) resources: HashMap<Arc<str>, ById<WorkerId, f64>, RandomState>,
     pub(crate) total_nthreads: u64,
     pub(crate) total_memory: u64,
+    /// Workers that may have changed, while somebody mirrors them.
+    pub(crate) touched: Option<Box<Touched>>,
 }
 
 impl Workers {
@@ -52,6 +55,7 @@ impl Workers {
     }
 
     pub(crate) fn get_mut(&mut self, id: WorkerId) -> Option<&mut WorkerState> {
+        self.touch(id);
         self.slots
             .get_mut(id.0 as usize)?
             .as_deref_mut()
@@ -115,6 +119,7 @@ impl Workers {
             self.running.insert(worker.rank);
         }
         self.slots.push(Some(Box::new(worker)));
+        self.touch(id);
         id
     }
 
@@ -158,9 +163,16 @@ impl Workers {
         self.saturated.close_gap(rank);
     }
 
+    fn touch(&mut self, id: WorkerId) {
+        if let Some(touched) = &mut self.touched {
+            touched.mark(id);
+        }
+    }
+
     /// Drops the state of a removed worker.
     pub(crate) fn forget(&mut self, id: WorkerId) {
         self.slots[id.0 as usize] = None;
+        self.touch(id);
     }
 
     /// Enters a running worker among those with free slots, or takes it out.
@@ -203,6 +215,7 @@ impl Index<WorkerId> for Workers {
 
 impl IndexMut<WorkerId> for Workers {
     fn index_mut(&mut self, id: WorkerId) -> &mut WorkerState {
+        self.touch(id);
         self.slots[id.0 as usize]
             .as_deref_mut()
             .expect("nothing refers to a worker whose removal is complete")

@@ -27,6 +27,8 @@ pub(super) struct Topics {
     cleanup_delay: f64,
     /// Topics of workers and clients that left, and when to truncate them.
     cleanups: VecDeque<(f64, Arc<str>)>,
+    /// What was published since it was last asked for, while somebody listens to everything.
+    pub(super) heard: Option<Vec<(Arc<str>, Value)>>,
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +64,7 @@ impl Topics {
             length,
             cleanup_delay,
             cleanups: VecDeque::new(),
+            heard: None,
         }
     }
 
@@ -76,6 +79,9 @@ impl Topics {
     ) {
         let event = Value::Array(vec![Value::Float(now), message.detached()]);
         for name in topics {
+            if let Some(heard) = &mut self.heard {
+                heard.push((name.clone(), message.detached()));
+            }
             let Some(topic) = self.topic(name) else {
                 continue;
             };

@@ -11,6 +11,7 @@ mod env;
 mod failures;
 mod large;
 mod life;
+mod mirror;
 mod placement;
 mod random;
 mod recorded;
