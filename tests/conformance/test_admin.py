@@ -627,3 +627,17 @@ def test_memory_sampler_refuses_unknown_measures(client):
     ):
         pass
     assert sampler.samples == {}
+
+
+def test_benchmark_hardware_without_workers(fresh_cluster, connect):
+    client = connect(fresh_cluster(workers=0))
+    assert client.benchmark_hardware() == {"memory": {}, "disk": {}, "network": {}}
+
+
+def test_benchmark_hardware_measures_all_three(cluster, client):
+    result = client.benchmark_hardware()
+    assert set(result) == {"memory", "disk", "network"}
+    for bandwidths in result.values():
+        assert "1 MiB" in bandwidths
+        assert all(isinstance(value, float) for value in bandwidths.values())
+        assert all(value > 0 for value in bandwidths.values())

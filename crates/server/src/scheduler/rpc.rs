@@ -1,5 +1,6 @@
 //! Requests: who answers which operation.
 
+mod benchmark;
 mod broadcast;
 mod cluster;
 mod data;
@@ -64,6 +65,7 @@ pub(super) async fn call(
 
         "broadcast" => broadcast::broadcast(shell, args).await,
         "proxy" => broadcast::proxy(shell, args).await,
+        "benchmark_hardware" => benchmark::benchmark_hardware(shell).await,
         "restart" => restart::restart(shell, args).await,
         "restart_workers" => restart::restart_workers_reply(shell, args).await,
         "workers_to_close" => cluster::with_groups(shell, "workers_to_close", args).await,

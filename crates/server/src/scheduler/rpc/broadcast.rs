@@ -151,7 +151,7 @@ impl Broadcast {
 
 /// The text of a peer's `uncaught-error`. The scheduler does not unpickle, so the
 /// class is lost here, as it is on stock.
-fn raised(reply: &Value) -> Option<String> {
+pub(super) fn raised(reply: &Value) -> Option<String> {
     let reply = reply.as_map()?;
     if reply.get("status").and_then(Value::as_str) != Some("uncaught-error") {
         return None;
