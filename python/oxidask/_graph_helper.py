@@ -236,6 +236,11 @@ class Connection:
         poll.register(self.stream, select.POLLIN)
         return not self._buffer and not poll.poll(IDLE_MS)
 
+    def take_buffered(self) -> bytes:
+        data = bytes(self._buffer)
+        self._buffer.clear()
+        return data
+
     def feed(self, data: bytes) -> None:
         self._buffer += data
 
@@ -1359,6 +1364,10 @@ def serve(connection: Connection, helper: Helper) -> None:
         if request is None:
             return
         identity = request.get("id", 0)
+        if request.get("op") == "become":
+            connection.send({"id": identity})
+            become(connection, request["source"], request["name"])
+            return
         try:
             answer = helper.handle(request)
             answer["id"] = identity
@@ -1374,6 +1383,18 @@ def serve(connection: Connection, helper: Helper) -> None:
         del request
         if helper.wants_rest() and connection.is_idle():
             helper.rest()
+
+
+def become(connection: Connection, source: str, name: str) -> None:
+    """Run another program over this connection.
+
+    Its ``main`` is given the socket and what was read from it already.
+    """
+    gc.enable()
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    exec(compile(source, f"{name}.py", "exec"), module.__dict__)
+    module.main(connection.stream, connection.take_buffered())
 
 
 class Zygote:

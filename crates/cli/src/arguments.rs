@@ -103,9 +103,14 @@ pub(crate) struct SchedulerArguments {
     #[arg(long, value_name = "PATH")]
     pub(crate) scheduler_file: Option<PathBuf>,
 
-    /// Not supported: modules cannot be loaded into a scheduler without Python
+    /// Module that should be loaded beside the scheduler, like "foo.bar" or
+    /// "/path/to/foo.py"; it runs in a Python process of its own
     #[arg(long, value_name = "TEXT")]
     pub(crate) preload: Vec<String>,
+
+    /// Arguments for the preloaded modules
+    #[arg(hide = true, requires = "preload")]
+    pub(crate) preload_argv: Vec<String>,
 
     /// Time of inactivity after which to kill the scheduler
     #[arg(long, value_name = "TEXT")]
@@ -118,7 +123,7 @@ pub(crate) struct SchedulerArguments {
 }
 
 /// Why the command line cannot be carried out although stock's could: said
-/// before anything else, since options of preload modules are unknown to us.
+/// before anything else.
 pub(crate) fn refusal(arguments: &[OsString]) -> Option<String> {
     let mut options = arguments
         .iter()
@@ -133,9 +138,6 @@ pub(crate) fn refusal(arguments: &[OsString]) -> Option<String> {
             "--" => break,
             "--jupyter" => jupyter = true,
             "--no-jupyter" => jupyter = false,
-            _ if option == "--preload" || option.starts_with("--preload=") => {
-                return Some(preload_refusal("--preload", "start"));
-            }
             _ => {}
         }
     }
@@ -147,10 +149,60 @@ pub(crate) fn refusal(arguments: &[OsString]) -> Option<String> {
     })
 }
 
-/// The same text for the option and the configuration key.
-pub(crate) fn preload_refusal(origin: &str, remedy: &str) -> String {
-    format!(
-        "{origin} is not supported: there is no Python in this scheduler that could load a module\
-         \n\nhint: {remedy} without it, or use `dask scheduler` where the module is needed"
-    )
+/// With `--preload`, moves options that are not ours to the end, behind `--`:
+/// they are for the preloaded module, as on stock.
+pub(crate) fn with_preload_argv(
+    arguments: Vec<OsString>,
+    command: &clap::Command,
+) -> Vec<OsString> {
+    let is_scheduler = arguments.get(1).is_some_and(|first| first == "scheduler");
+    let preloads = |argument: &OsString| {
+        let argument = argument.to_str().unwrap_or_default();
+        argument == "--preload" || argument.starts_with("--preload=")
+    };
+    let Some(command) = command.find_subcommand("scheduler") else {
+        return arguments;
+    };
+    if !is_scheduler || !arguments.iter().any(preloads) {
+        return arguments;
+    }
+    let mut arguments = arguments.into_iter();
+    let mut ours: Vec<OsString> = arguments.by_ref().take(2).collect();
+    let mut others = Vec::new();
+    while let Some(argument) = arguments.next() {
+        let text = argument.to_str().unwrap_or_default();
+        if text == "--" {
+            others.extend(arguments);
+            break;
+        }
+        let name = text.strip_prefix("--").map(|option| {
+            let name = option.split('=').next().unwrap_or(option);
+            (name, option.contains('='))
+        });
+        let known = name.and_then(|(name, has_value)| {
+            let builtin = matches!(name, "help" | "version");
+            let known = command
+                .get_arguments()
+                .find(|known| known.get_long() == Some(name));
+            match known {
+                Some(known) => Some(known.get_action().takes_values() && !has_value),
+                None => builtin.then_some(false),
+            }
+        });
+        match known {
+            Some(takes_next) => {
+                ours.push(argument);
+                if takes_next {
+                    ours.extend(arguments.next());
+                }
+            }
+            None if matches!(text, "-h" | "-V") => ours.push(argument),
+            None => others.push(argument),
+        }
+    }
+    if !others.is_empty() {
+        ours.push("--".into());
+        ours.extend(others);
+    }
+    ours
 }

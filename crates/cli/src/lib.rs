@@ -36,6 +36,7 @@ pub fn main(arguments: Vec<OsString>, python: PythonCommand) -> i32 {
         report(&message);
         return 2;
     }
+    let arguments = arguments::with_preload_argv(arguments, &Oxidask::command());
     let parsed = Oxidask::command()
         .try_get_matches_from(arguments)
         .and_then(|matches| Oxidask::from_arg_matches(&matches));

@@ -16,7 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use crate::arguments::{SchedulerArguments, preload_refusal};
+use crate::arguments::SchedulerArguments;
 use crate::files::PublishedFile;
 use crate::pages::Pages;
 use crate::{json, limits, link};
@@ -32,12 +32,6 @@ pub(crate) fn run(arguments: SchedulerArguments, python: PythonCommand) -> anyho
     let deprecated = deprecated_options(&arguments);
     let options = options(arguments, python)?;
     let server = options.config.server()?;
-    if !server.preload.is_empty() {
-        bail!(preload_refusal(
-            "the configuration key `distributed.scheduler.preload`",
-            "set DASK_DISTRIBUTED__SCHEDULER__PRELOAD='[]' to start"
-        ));
-    }
     let logs = logging::init(&options.config)?;
     for option in deprecated {
         warn!(target: LOGGER, "The option '{option}' is deprecated and has no effect");
@@ -87,6 +81,14 @@ async fn serve(
     let handle = scheduler::start(options, logs, http.port())
         .await
         .map_err(|error| with_hint(error.into()))?;
+    tokio::select! {
+        imported = handle.import_preloads() => {
+            imported.map_err(|text| anyhow!("cannot preload: {text}"))?;
+        }
+        received = signals.next() => {
+            bail!("interrupted by {} while preloading", received.name);
+        }
+    }
     let address = handle.address().to_owned();
     announce(&handle, server, http.port());
 
@@ -113,6 +115,14 @@ async fn serve(
     };
 
     let close = handle.closer();
+    tokio::select! {
+        started = handle.start_preloads() => {
+            started.map_err(|text| anyhow!("cannot start preloads: {text}"))?;
+        }
+        received = signals.next() => {
+            bail!("interrupted by {} while preloading", received.name);
+        }
+    }
     let mut closed = std::pin::pin!(handle.wait());
     let mut signalled = false;
     loop {
@@ -247,6 +257,8 @@ pub(crate) fn options(
             .pid_file
             .filter(|path| !path.as_os_str().is_empty()),
         idle_timeout: config.optional_duration("distributed.scheduler.idle-timeout")?,
+        preload: arguments.preload,
+        preload_argv: arguments.preload_argv,
         python,
         config,
     })

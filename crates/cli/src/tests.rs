@@ -2,7 +2,7 @@
 
 use clap::{CommandFactory as _, Parser as _};
 
-use crate::arguments::{Command, Oxidask, SchedulerArguments, refusal};
+use crate::arguments::{Command, Oxidask, SchedulerArguments, refusal, with_preload_argv};
 use crate::*;
 
 fn arguments(line: &str) -> Vec<OsString> {
@@ -59,12 +59,47 @@ fn the_old_name_is_the_scheduler() {
 #[test]
 fn what_needs_python_is_refused_with_a_remedy() {
     let refused = |line: &str| refusal(&arguments(line));
-    let message = refused("dask-scheduler --preload foo --own-option 1").unwrap();
-    assert!(message.contains("--preload is not supported") && message.contains("hint:"));
-    assert!(refused("oxidask scheduler --preload=foo").is_some());
+    assert!(refused("oxidask scheduler --preload=foo").is_none());
     assert!(refused("oxidask scheduler --jupyter").is_some());
     assert!(refused("oxidask scheduler --jupyter --no-jupyter").is_none());
     assert!(refused("oxidask scheduler").is_none());
+}
+
+#[test]
+fn options_of_preloads_are_left_to_them() {
+    let parse = |line: &str| {
+        let command = Oxidask::command();
+        let arguments = with_preload_argv(arguments(line), &command);
+        let matches = command.try_get_matches_from(arguments)?;
+        match Oxidask::from_arg_matches(&matches)?.command {
+            Command::Scheduler(arguments) => Ok((
+                arguments.preload.join(" "),
+                arguments.preload_argv.join(" "),
+                arguments.port,
+            )),
+            Command::Worker { .. } => unreachable!("the line is of a scheduler"),
+        }
+    };
+    let parsed = |line: &str| parse(line).map_err(|error: clap::Error| error.kind());
+    let expected = |preload: &str, argv: &str, port: Option<&str>| {
+        Ok((preload.to_owned(), argv.to_owned(), port.map(str::to_owned)))
+    };
+    assert_eq!(
+        parsed("oxidask scheduler --preload a --own 1 --port 2 word --flag --preload=b"),
+        expected("a b", "--own 1 word --flag", Some("2"))
+    );
+    assert_eq!(
+        parsed("oxidask scheduler --preload a -- --port 2"),
+        expected("a", "--port 2", None)
+    );
+    assert_eq!(
+        parsed("oxidask scheduler word"),
+        Err(clap::error::ErrorKind::MissingRequiredArgument)
+    );
+    assert_eq!(
+        parsed("oxidask scheduler --own 1"),
+        Err(clap::error::ErrorKind::UnknownArgument)
+    );
 }
 
 #[test]

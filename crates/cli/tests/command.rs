@@ -255,11 +255,6 @@ fn errors_say_what_to_do() {
             "invalid port `x` in --port",
         ),
         (&["scheduler", "--python", "/nonexistent"], 1, "of --python"),
-        (
-            &["scheduler", "--preload", "x"],
-            2,
-            "--preload is not supported",
-        ),
         (&["scheduler", "--nonesuch"], 2, "--nonesuch"),
         (&["worker", "tcp://127.0.0.1:8786"], 2, "dask worker"),
     ] {

@@ -20,6 +20,7 @@ use oxidask_wire::{Map, Value, map};
 
 pub use expand::{Update, expand};
 pub use process::{Config, Helper, Pool};
+pub(crate) use process::{read_message, write_message};
 
 /// Why a helper gave no answer.
 #[derive(Debug, thiserror::Error)]

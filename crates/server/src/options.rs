@@ -32,6 +32,10 @@ pub struct SchedulerOptions {
     /// Close after this much time without work (`--idle-timeout`, else
     /// `distributed.scheduler.idle-timeout`).
     pub idle_timeout: Option<Duration>,
+    /// Modules to load beside the scheduler (`--preload`).
+    pub preload: Vec<String>,
+    /// Arguments for them.
+    pub preload_argv: Vec<String>,
     /// The interpreter that runs the graph helper.
     pub python: PythonCommand,
     /// Dask's configuration.

@@ -11,6 +11,7 @@
 mod args;
 mod client_stream;
 mod config;
+mod feed;
 mod gather;
 mod helper_work;
 mod idle;
@@ -18,6 +19,7 @@ mod info;
 mod liveness;
 mod outgoing;
 mod peers;
+mod plugin_host;
 mod plugins;
 mod rpc;
 mod serve;
@@ -32,6 +34,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use oxidask_comm::{Address, ConnectionPool, Listener, Options, Scheme};
+use oxidask_wire::Map;
 use oxidask_wire::handshake::Handshake;
 use tokio::task::JoinSet;
 use tracing::{error, info};
@@ -55,6 +58,9 @@ const STREAM_NBYTES_MAX: usize = 4 << 30;
 /// How long streams may take to say goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long plug-ins and preloads may take to close.
+const PLUGINS_CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// A scheduler that could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -76,6 +82,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Handle {
     shell: ShellHandle,
+    preload: Option<plugin_host::Preload>,
     addresses: Vec<String>,
     accepting: JoinSet<()>,
     watching: JoinSet<()>,
@@ -152,6 +159,13 @@ pub async fn start(
         dashboard_port,
     });
 
+    let preload = config::preload(options, &server)?;
+    let host = config::plugin_host(options, &addresses, preload.clone())?;
+    shell.host.serve(shell.clone(), host);
+    if preload.is_none() {
+        shell.set_ready();
+    }
+
     let mut accepting = JoinSet::new();
     for listener in listeners {
         accepting.spawn(accept(listener, shell.clone()));
@@ -166,6 +180,7 @@ pub async fn start(
     watching.spawn(async move { settings.learn_versions(&helpers).await });
     Ok(Handle {
         shell,
+        preload,
         addresses,
         accepting,
         watching,
@@ -223,6 +238,32 @@ impl Handle {
         self.shell.settings.address()
     }
 
+    /// Imports the modules of `--preload`.
+    ///
+    /// # Errors
+    ///
+    /// What was wrong with a module, or with the arguments of its `dask_setup`.
+    pub async fn import_preloads(&self) -> Result<(), String> {
+        match &self.preload {
+            Some(preload) => self.shell.host.import_preloads(preload).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Runs `dask_setup` of the modules of `--preload`; peers are served once it
+    /// has ended. A set-up that fails is logged.
+    ///
+    /// # Errors
+    ///
+    /// A plug-in that a module registered does not start.
+    pub async fn start_preloads(&self) -> Result<(), String> {
+        if self.preload.is_some() {
+            self.shell.host.attempt("preload-start", Map::new()).await?;
+        }
+        self.shell.set_ready();
+        Ok(())
+    }
+
     /// Access for pages and metrics.
     pub fn info(&self) -> Info {
         Info::new(self.shell.clone())
@@ -233,6 +274,7 @@ impl Handle {
     pub async fn wait(mut self) -> Arc<str> {
         let reason = self.shell.closing().await;
         info!(target: "distributed.scheduler", "Closing scheduler. Reason: {reason}");
+        self.shell.host.close(PLUGINS_CLOSE_TIMEOUT).await;
         info!(target: "distributed.scheduler", "Scheduler closing all comms");
         self.watching.abort_all();
         let _ = self

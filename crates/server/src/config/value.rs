@@ -45,6 +45,20 @@ impl Value {
         }
     }
 
+    /// The sequence, if this is one.
+    #[must_use]
+    pub fn as_list(&self) -> Option<&[Value]> {
+        match self {
+            Self::List(list) => Some(list),
+            Self::Null
+            | Self::Bool(_)
+            | Self::Int(_)
+            | Self::Float(_)
+            | Self::Str(_)
+            | Self::Map(_) => None,
+        }
+    }
+
     /// The text, if this is text.
     #[must_use]
     pub fn as_str(&self) -> Option<&str> {

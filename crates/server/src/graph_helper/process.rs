@@ -126,7 +126,13 @@ impl Pool {
         answer.await.ok()
     }
 
-    async fn exit_status(&self, pid: u32) -> String {
+    /// Ends a helper that is leased or detached.
+    pub fn kill(&self, pid: u32) {
+        let _ = self.commands.send(KeeperCommand::Kill { pid });
+    }
+
+    /// How a helper ended, in words; waits a moment for the news.
+    pub async fn exit_status(&self, pid: u32) -> String {
         let (reply, answer) = oneshot::channel();
         let _ = self.commands.send(KeeperCommand::ExitStatus { pid, reply });
         match tokio::time::timeout(REAP_WAIT, answer).await {
@@ -219,6 +225,13 @@ impl Helper {
         }
     }
 
+    /// Takes the process and its socket out of the helpers' cycle. It counts as at
+    /// work until it ends, and ends when [`Pool::kill`] or the end of its socket says so.
+    pub fn detach(mut self) -> Option<(u32, UnixStream)> {
+        let connection = self.connection.take()?;
+        Some((connection.pid, connection.stream))
+    }
+
     /// Process id, to find the helper again in logs.
     pub fn pid(&self) -> u32 {
         self.connection
@@ -269,13 +282,16 @@ fn encode_message(fields: Map) -> io::Result<([u8; 4], Bytes)> {
     Ok((length.to_le_bytes(), body))
 }
 
-async fn write_message<W: AsyncWriteExt + Unpin>(stream: &mut W, fields: Map) -> io::Result<()> {
+pub(crate) async fn write_message<W: AsyncWriteExt + Unpin>(
+    stream: &mut W,
+    fields: Map,
+) -> io::Result<()> {
     let (length, body) = encode_message(fields)?;
     stream.write_all(&length).await?;
     stream.write_all(&body).await
 }
 
-async fn read_message<R: AsyncReadExt + Unpin>(stream: &mut R) -> io::Result<Map> {
+pub(crate) async fn read_message<R: AsyncReadExt + Unpin>(stream: &mut R) -> io::Result<Map> {
     let length = stream.read_u32_le().await?;
     let mut body = BytesMut::with_capacity((length as usize).min(1 << 20));
     while body.len() < length as usize {

@@ -215,7 +215,12 @@ impl Client {
         Ok(Next::Continue)
     }
 
-    async fn other(&self, op: Str, fields: Map) -> Result<(), String> {
+    async fn other(&self, op: Str, mut fields: Map) -> Result<(), String> {
+        if self.shell.host.handles_stream(&op) {
+            fields.insert("client", &self.name);
+            self.shell.host.handle_message(&op, fields);
+            return Ok(());
+        }
         let id = self.id;
         let name = op.clone();
         let known = self
@@ -257,6 +262,7 @@ impl Client {
             let event = match expanded {
                 Ok(graph) => {
                     shell.graph_waiters.push(sender);
+                    shell.mirror_graph(&graph);
                     Event::UpdateGraph(Box::new(graph))
                 }
                 Err(error) => {

@@ -5,9 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use oxidask_scheduler as core;
+use oxidask_wire::{self as wire, map};
 
-use crate::config::{Config, ConfigError, Value, parse_timedelta};
+use super::plugin_host::{self, Preload};
+use crate::config::{Config, ConfigError, ServerConfig, Value, parse_timedelta};
 use crate::graph_helper;
+use crate::options::{SchedulerOptions, TlsSource};
 
 /// Values of the core.
 pub(super) fn core(config: &Config) -> Result<core::Config, ConfigError> {
@@ -117,5 +120,94 @@ pub(super) fn graph_helper(
             None => 64 << 20,
             Some(_) => config.bytes("oxidask.graph-helper.memory-growth")?,
         },
+    })
+}
+
+/// Modules to preload: the command line's, else the configuration's.
+pub(super) fn preload(
+    options: &SchedulerOptions,
+    server: &ServerConfig,
+) -> Result<Option<Preload>, ConfigError> {
+    let from_command_line = !options.preload.is_empty();
+    let modules = if from_command_line {
+        options.preload.clone()
+    } else {
+        server.preload.clone()
+    };
+    if modules.is_empty() {
+        return Ok(None);
+    }
+    let texts = |texts: &[String]| {
+        let texts = texts.iter().map(|text| wire::Value::from(text.as_str()));
+        texts.collect::<wire::Value>()
+    };
+    let argv = if options.preload_argv.is_empty() {
+        preload_argv(&options.config)?
+    } else {
+        texts(&options.preload_argv)
+    };
+    Ok(Some(Preload {
+        modules,
+        argv,
+        from_command_line,
+    }))
+}
+
+/// `distributed.scheduler.preload-argv`: texts, or a list of texts for each module.
+fn preload_argv(config: &Config) -> Result<wire::Value, ConfigError> {
+    let key = "distributed.scheduler.preload-argv";
+    let wrong = || config.invalid(key, "expected a list of texts, or one for each module");
+    let texts = |list: &[Value]| {
+        let texts = list.iter().map(|text| text.as_str().map(wire::Value::from));
+        texts.collect::<Option<wire::Value>>()
+    };
+    let Some(arguments) = config.get(key).filter(|argv| **argv != Value::Null) else {
+        return Ok(wire::Value::Array(Vec::new()));
+    };
+    if let Some(text) = arguments.as_str() {
+        return Ok(wire::Value::Array(vec![wire::Value::from(text)]));
+    }
+    let list = arguments.as_list().ok_or_else(wrong)?;
+    let of_each = |argument: &Value| argument.as_list().and_then(texts);
+    texts(list)
+        .or_else(|| list.iter().map(of_each).collect())
+        .ok_or_else(wrong)
+}
+
+/// How the plug-in host is run: our own keys, under `oxidask.plugin-host`.
+pub(super) fn plugin_host(
+    options: &SchedulerOptions,
+    addresses: &[String],
+    preload: Option<Preload>,
+) -> Result<plugin_host::Config, ConfigError> {
+    let key = "oxidask.plugin-host.timeout";
+    let security = &options.security;
+    let file = |source: &Option<TlsSource>| match source {
+        Some(TlsSource::File(path)) => wire::Value::from(path.to_string_lossy().as_ref()),
+        Some(TlsSource::Pem(text)) => wire::Value::from(text.as_str()),
+        None => wire::Value::Nil,
+    };
+    let about = map! {
+        "listen_address" => addresses.first().map_or("", String::as_str),
+        "security" => map! {
+            "tls_ca_file" => file(&security.ca_file),
+            "tls_scheduler_cert" => file(&security.cert),
+            "tls_scheduler_key" => file(&security.key),
+            "require_encryption" => security.require_encryption,
+        },
+        "scheduler_file" => options
+            .scheduler_file
+            .as_ref()
+            .map(|path| path.to_string_lossy().into_owned()),
+    };
+    Ok(plugin_host::Config {
+        // As long as a worker may be silent: on stock a function that blocks the
+        // scheduler has the workers removed after that time.
+        timeout: match options.config.get(key) {
+            None => Duration::from_secs(300),
+            Some(_) => options.config.duration(key)?,
+        },
+        about,
+        preload,
     })
 }

@@ -21,7 +21,7 @@ use super::args::{Args, runtime_error};
 use super::shell::{ShellHandle, ShutDown};
 
 pub(super) use cluster::{brief_worker, identity, resources};
-pub(super) use diagnostics::call_stack;
+pub(super) use diagnostics::{call_stack, transitions};
 pub(super) use restart::{RestartWorkers, restart_workers};
 
 impl From<ShutDown> for Failure {
@@ -33,12 +33,17 @@ impl From<ShutDown> for Failure {
 /// Answers one request; `None` when the caller has gone.
 ///
 /// Arguments and replies are those of the handlers of `distributed.Scheduler`.
+/// Without a caller it is the plug-in host that asks.
 pub(super) async fn call(
     shell: &ShellHandle,
     op: &str,
     args: Args,
-    caller: &mut Reader,
+    caller: Option<&mut Reader>,
 ) -> Option<Result<Value, Failure>> {
+    // What a plug-in asks for is answered by the scheduler itself.
+    if caller.is_some() && shell.host.handles(op) {
+        return Some(shell.host.handle(op, args.0, false).await);
+    }
     Some(match op {
         "identity" => cluster::identity_reply(shell, args).await,
         "echo" => Ok(args.0.get("data").cloned().unwrap_or(Value::Nil)),
@@ -68,6 +73,9 @@ pub(super) async fn call(
         "benchmark_hardware" => benchmark::benchmark_hardware(shell).await,
         "restart" => restart::restart(shell, args).await,
         "restart_workers" => restart::restart_workers_reply(shell, args).await,
+        "retire_workers" if plugins::choose_workers(shell, &args) => {
+            plugins::retire_chosen(shell, args).await
+        }
         "workers_to_close" => cluster::with_groups(shell, "workers_to_close", args).await,
         "retire_workers" if args.0.contains_key("key") => {
             cluster::with_groups(shell, "retire_workers", args).await
@@ -78,8 +86,8 @@ pub(super) async fn call(
         "register_nanny_plugin" => plugins::register_nanny_plugin(shell, args).await,
         "unregister_nanny_plugin" => plugins::unregister_nanny_plugin(shell, args).await,
         "register_scheduler_plugin" => plugins::register_scheduler_plugin(shell, args).await,
-        "unregister_scheduler_plugin" => plugins::unregister_scheduler_plugin(args),
-        "run_function" => Err(runtime_error(plugins::NO_PYTHON_IN_SCHEDULER)),
+        "unregister_scheduler_plugin" => plugins::unregister_scheduler_plugin(shell, args).await,
+        "run_function" => plugins::run_function(shell, args).await,
 
         "get_logs" | "logs" => diagnostics::logs(shell, args),
         "worker_logs" => diagnostics::worker_logs(shell, args).await,
@@ -99,7 +107,7 @@ async fn extension(
     shell: &ShellHandle,
     op: &str,
     mut args: Args,
-    caller: &mut Reader,
+    caller: Option<&mut Reader>,
 ) -> Option<Result<Value, Failure>> {
     let name = op.to_owned();
     let asked = shell.call(move |shell| {
@@ -120,9 +128,15 @@ async fn extension(
         }
         Err(shut_down) => return Some(Err(shut_down.into())),
     };
+    let gone = async {
+        match caller {
+            Some(caller) => caller.closed().await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         answer = answer => Some(answer.unwrap_or_else(|_| Err(ShutDown.into()))),
-        () = caller.closed() => {
+        () = gone => {
             // Nothing to tell if the scheduler is shutting down.
             let _ = shell.call(move |shell| shell.abandon(request)).await;
             None

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use oxidask_comm::{Connection, Incoming, Reader, Writer};
+use oxidask_scheduler::Failure;
 use oxidask_wire::{Frames, Map, Value, message};
 use tracing::{debug, warn};
 
 use super::args::{Args, uncaught_error, value_error};
 use super::shell::ShellHandle;
-use super::{client_stream, rpc, worker_stream};
+use super::{client_stream, feed, rpc, worker_stream};
 
 /// Serves a new connection until it ends.
 pub(super) async fn serve(incoming: Incoming, shell: ShellHandle) {
@@ -42,6 +43,7 @@ struct Request {
 
 impl Server {
     async fn run(self, connection: Connection) {
+        self.shell.ready().await;
         let (mut reader, mut writer, _) = connection.split();
         loop {
             let frames = tokio::select! {
@@ -173,7 +175,23 @@ impl Server {
             }
             _ => {}
         }
-        let result = rpc::call(&self.shell, &op, args, &mut reader).await?;
+        if op == "feed" {
+            let result = feed::serve(&self.shell, args, &mut reader, &mut writer).await?;
+            return self.reply(result, &op, reply, close, reader, writer).await;
+        }
+        let result = rpc::call(&self.shell, &op, args, Some(&mut reader)).await?;
+        self.reply(result, &op, reply, close, reader, writer).await
+    }
+
+    async fn reply(
+        &self,
+        result: Result<Value, Failure>,
+        op: &str,
+        reply: bool,
+        close: bool,
+        reader: Reader,
+        mut writer: Writer,
+    ) -> Option<(Reader, Writer)> {
         if reply {
             let value = result.unwrap_or_else(|failure| {
                 warn!(target: "distributed.core", "Exception while handling op {op}: {}", failure.text);

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::info::{Feed, Turns};
 use super::peers::Peers;
+use super::plugin_host::{MirrorLink, PluginHost};
 use super::settings::Settings;
 use super::stream::Stream;
 use crate::graph_helper;
@@ -38,7 +39,10 @@ pub(crate) struct ShellHandle {
     pub(crate) settings: Arc<Settings>,
     pub(crate) peers: Peers,
     pub(crate) helpers: graph_helper::Pool,
+    pub(super) host: PluginHost,
     closing: Arc<watch::Sender<Option<Arc<str>>>>,
+    /// Preloads have been set up: peers are served.
+    ready: Arc<watch::Sender<bool>>,
 }
 
 /// The shell is gone: the scheduler is shutting down.
@@ -83,6 +87,21 @@ impl ShellHandle {
             }
             first
         });
+    }
+
+    /// Lets peers be served from now on.
+    pub(super) fn set_ready(&self) {
+        self.ready.send_replace(true);
+    }
+
+    /// Waits until peers may be served, or the shutdown has begun. As on stock a
+    /// peer that comes before preloads are set up is accepted, but waits.
+    pub(super) async fn ready(&self) {
+        let mut ready = self.ready.subscribe();
+        tokio::select! {
+            _ = ready.wait_for(|ready| *ready) => {}
+            _ = self.closing() => {}
+        }
     }
 
     /// Waits until the shutdown has begun; returns the reason.
@@ -143,12 +162,14 @@ pub(crate) struct Shell {
     pub(super) idle: super::idle::Idle,
     /// Who listens to what happens.
     pub(super) feed: Feed,
+    /// The plug-in host, while there is one.
+    pub(super) mirror: Option<MirrorLink>,
     /// How long inputs had to wait.
     pub(super) turns: Turns,
     /// Wall-clock start.
     pub(crate) started: f64,
     pub(crate) handle: ShellHandle,
-    out: Instructions,
+    pub(super) out: Instructions,
 }
 
 /// Seconds since the epoch, as Python's `time()`.
@@ -171,7 +192,9 @@ impl Shell {
             settings,
             peers,
             helpers,
+            host: PluginHost::new(),
             closing: Arc::new(watch::Sender::new(None)),
+            ready: Arc::new(watch::Sender::new(false)),
         };
         let mut extensions = Extensions::new(&handle.settings.core);
         extensions.set_adaptive_target_duration(handle.settings.adaptive_target_duration);
@@ -193,6 +216,7 @@ impl Shell {
             scatter_position: 0,
             idle: super::idle::Idle::default(),
             feed: Feed::default(),
+            mirror: None,
             turns: Turns::default(),
             started: now(),
             handle: handle.clone(),
@@ -295,6 +319,7 @@ impl Shell {
     fn settle(&mut self, now: f64) {
         self.feed.publish(&self.core, &self.out);
         self.extensions.observe(&mut self.core, now, &mut self.out);
+        self.mirror_settle();
         let mut out = std::mem::take(&mut self.out);
         for instruction in out.drain(..) {
             self.carry_out(instruction);

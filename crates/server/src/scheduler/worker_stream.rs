@@ -226,8 +226,22 @@ async fn other(
     worker: WorkerId,
     events: Vec<Event>,
     op: Str,
-    fields: Map,
+    mut fields: Map,
 ) -> Result<(), String> {
+    if shell.host.handles_stream(&op) {
+        let address = shell.call(move |shell| {
+            for event in events {
+                shell.event(event);
+            }
+            shell.worker_address(worker)
+        });
+        let address = address
+            .await
+            .map_err(|_| "the scheduler is shutting down".to_owned())?;
+        fields.insert("worker", address);
+        shell.host.handle_message(&op, fields);
+        return Ok(());
+    }
     let name = op.clone();
     let known = shell.call(move |shell| {
         for event in events {

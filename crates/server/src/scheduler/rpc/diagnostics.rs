@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use indexmap::IndexMap;
+use oxidask_scheduler::transitions::story::Transition;
 use oxidask_scheduler::{Failure, RunSpec, State, TaskId};
 use oxidask_wire::{Key, Map, Pickled, Value, map, pickle};
 
@@ -207,28 +208,31 @@ pub(super) async fn story(shell: &ShellHandle, mut args: Args) -> Result<Value, 
             .filter_map(|value| Key::from_value(value).ok())
             .collect();
         let stimuli: Vec<&str> = values.iter().filter_map(Value::as_str).collect();
-        shell
-            .core
-            .story(&keys, &stimuli)
-            .into_iter()
-            .map(|transition| {
-                let recommendations: Map = transition
-                    .recommendations
-                    .iter()
-                    .map(|(key, finish)| (Value::from(key), Value::from(finish.name())))
-                    .collect();
-                Value::Array(vec![
-                    Value::from(&transition.key),
-                    transition.start.name().into(),
-                    transition.finish.name().into(),
-                    recommendations.into(),
-                    Value::from(&transition.stimulus_id),
-                    transition.timestamp.into(),
-                ])
-            })
-            .collect::<Value>()
+        transitions(shell.core.story(&keys, &stimuli))
     });
     Ok(story.await?)
+}
+
+/// Transitions as stock's tuples of the same name.
+pub(in crate::scheduler) fn transitions(transitions: Vec<Transition>) -> Value {
+    transitions
+        .into_iter()
+        .map(|transition| {
+            let recommendations: Map = transition
+                .recommendations
+                .iter()
+                .map(|(key, finish)| (Value::from(key), Value::from(finish.name())))
+                .collect();
+            Value::Array(vec![
+                Value::from(&transition.key),
+                transition.start.name().into(),
+                transition.finish.name().into(),
+                recommendations.into(),
+                Value::from(&transition.stimulus_id),
+                transition.timestamp.into(),
+            ])
+        })
+        .collect()
 }
 
 /// `get_runspec`: the pickled task, for `recreate_task_locally`.

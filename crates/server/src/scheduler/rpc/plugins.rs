@@ -1,16 +1,12 @@
 //! Plug-ins of workers, nannies and the scheduler.
 
 use oxidask_scheduler::Failure;
-use oxidask_wire::{Map, Value, map};
+use oxidask_wire::{Map, Value, map, message};
 use tracing::info;
 
 use super::super::args::{Args, runtime_error, type_error, value_error};
 use super::super::shell::{Shell, ShellHandle};
 use super::broadcast::Broadcast;
-
-/// What to do instead of running Python in the scheduler.
-pub(super) const NO_PYTHON_IN_SCHEDULER: &str = "this scheduler is oxidask's, which runs no Python of its own yet: \
-    scheduler plugins and `run_on_scheduler` need `dask scheduler`; worker and nanny plugins and `client.run` work";
 
 pub(super) async fn register_worker_plugin(
     shell: &ShellHandle,
@@ -103,13 +99,13 @@ pub(super) async fn unregister_nanny_plugin(
     Ok(Value::Map(broadcast.send(shell).await?))
 }
 
-/// `SchedulerUploadFile` is what the graph helper needs to unpickle graphs; any
-/// other plug-in would have to run in the scheduler.
+/// `SchedulerUploadFile` is what the graph helper needs to unpickle graphs; every
+/// other plug-in runs in the plug-in host.
 pub(super) async fn register_scheduler_plugin(
     shell: &ShellHandle,
     mut args: Args,
 ) -> Result<Value, Failure> {
-    let Some(plugin) = args.required("plugin")?.into_bin() else {
+    let Some(pickle) = args.required("plugin")?.into_bin() else {
         return Err(type_error(
             "register_scheduler_plugin: `plugin` must be a pickle",
         ));
@@ -117,17 +113,17 @@ pub(super) async fn register_scheduler_plugin(
     let answer = crate::graph_helper::request(
         &shell.helpers,
         "scheduler_plugin",
-        map! { "plugin" => plugin },
+        map! { "plugin" => pickle.clone() },
     )
     .await?;
     if answer.get("kind").and_then(Value::as_str) != Some("upload") {
-        let class = answer
-            .get("class")
-            .and_then(Value::as_str)
-            .unwrap_or("this plugin");
-        return Err(runtime_error(&format!(
-            "cannot register the scheduler plugin `{class}`: {NO_PYTHON_IN_SCHEDULER}"
-        )));
+        let name = args.optional("name");
+        let fields = map! {
+            "plugin" => pickle,
+            "name" => name.clone(),
+            "idempotent" => args.flag("idempotent", false),
+        };
+        return shell.host.add_plugin(name.as_str(), fields).await;
     }
     let name = answer
         .get("name")
@@ -145,9 +141,14 @@ pub(super) async fn register_scheduler_plugin(
     // Tried in one helper first, so that a file that cannot be loaded is an error here.
     let fields = map! { "name" => name.as_str(), "data" => data.clone(), "load" => true };
     crate::graph_helper::request(&shell.helpers, "upload", fields).await?;
+    let uploaded = map! { "name" => name.as_str(), "data" => data.clone() };
     shell
         .call(move |shell| add_upload(shell, name, data))
         .await?;
+    if shell.host.is_running().await {
+        // A host that starts later has it from the helpers.
+        shell.host.request("upload", uploaded).await?;
+    }
     Ok(Value::Nil)
 }
 
@@ -157,9 +158,53 @@ fn add_upload(shell: &mut Shell, name: String, data: bytes::Bytes) {
     shell.handle.helpers.set_uploads(shell.uploads.clone());
 }
 
-pub(super) fn unregister_scheduler_plugin(mut args: Args) -> Result<Value, Failure> {
+pub(super) async fn unregister_scheduler_plugin(
+    shell: &ShellHandle,
+    mut args: Args,
+) -> Result<Value, Failure> {
     let name = args.str("name")?;
+    if shell.host.is_running().await {
+        return shell.host.remove_plugin(&name).await;
+    }
     Err(value_error(&format!(
         "Could not find plugin '{name}' among the current scheduler plugins"
     )))
+}
+
+/// `run_on_scheduler`.
+pub(super) async fn run_function(shell: &ShellHandle, mut args: Args) -> Result<Value, Failure> {
+    let function = args.required("function")?;
+    args.0.insert("function", function.clone());
+    let event = map! { "action" => "run-function", "function" => function.detached() };
+    shell
+        .call(move |shell| shell.log_event(&["all"], Value::Map(event)))
+        .await?;
+    let frames = message::encode(&Value::Map(args.0));
+    let frames: Value = frames.into_iter().map(Value::from).collect();
+    shell.host.request("run", map! { "frames" => frames }).await
+}
+
+/// Whether a plug-in has a say in which workers `retire_workers` retires.
+pub(super) fn choose_workers(shell: &ShellHandle, args: &Args) -> bool {
+    let is_named = |name| args.0.get(name).is_some_and(|value| !value.is_nil());
+    shell.host.handles("workers_to_close") && !is_named("workers") && !is_named("names")
+}
+
+/// Retires the workers that the plug-ins agree to.
+pub(super) async fn retire_chosen(shell: &ShellHandle, args: Args) -> Result<Value, Failure> {
+    let (mut choice, mut retirement) = (Map::new(), Map::new());
+    for (name, value) in args.0 {
+        match name.as_str() {
+            Some("workers" | "names") => {}
+            Some("remove" | "close_workers" | "stimulus_id") => retirement.push(name, value),
+            Some(_) | None => choice.push(name, value),
+        }
+    }
+    let workers = shell.host.handle("workers_to_close", choice, false).await?;
+    if workers.as_array().is_none() {
+        // The exception that a plug-in raised, as a message.
+        return Ok(workers);
+    }
+    retirement.push("workers", workers);
+    super::extension_reply(shell, "retire_workers", Args(retirement)).await
 }
