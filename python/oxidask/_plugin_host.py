@@ -29,12 +29,15 @@ from typing import Any
 import dask
 import distributed.scheduler as stock
 import msgpack
+from dask.typing import no_default
 from distributed import preloading
-from distributed.comm import CommClosedError
+from distributed.client import SourceCode
 from distributed.comm.addressing import get_address_host_port
+from distributed.comm.core import CommClosedError
 from distributed.core import Status, _expects_comm, error_message
 from distributed.diagnostics.plugin import SchedulerPlugin
-from distributed.protocol import dumps, loads
+from distributed.metrics import time
+from distributed.protocol.core import dumps, loads
 from distributed.protocol.serialize import msgpack_decode_default
 from distributed.security import Security
 from distributed.worker import run
@@ -320,15 +323,13 @@ def _remote_method(name: str, op: str, is_coroutine: bool) -> Callable[..., Any]
             found.pop("on_error", None)
         return found
 
-    if is_coroutine:
+    async def method_async(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return await self._plugin_host.ask_async(op, arguments(self, args, kwargs))
 
-        async def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return await self._plugin_host.ask_async(op, arguments(self, args, kwargs))
-    else:
+    def method_sync(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._plugin_host.ask(op, arguments(self, args, kwargs))
 
-        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return self._plugin_host.ask(op, arguments(self, args, kwargs))
-
+    method: Callable[..., Any] = method_async if is_coroutine else method_sync
     method.__name__ = method.__qualname__ = name
     return method
 
@@ -395,7 +396,7 @@ class Scheduler(stock.Scheduler):
         return started().__await__()
 
     @property
-    def port(self) -> int:
+    def port(self) -> Any:
         return self._port
 
     @property
@@ -406,9 +407,9 @@ class Scheduler(stock.Scheduler):
     def task_metadata(self, value: Any) -> None:
         """Kept by the scheduler; see `set_metadata`."""
 
-    def get_metadata(self, keys: Any, default: Any = stock.no_default) -> Any:
+    def get_metadata(self, keys: Any, default: Any = no_default) -> Any:
         arguments = {"keys": list(keys)}
-        if default is not stock.no_default:
+        if default is not no_default:
             arguments["default"] = default
         return self._plugin_host.ask("get_metadata", arguments)
 
@@ -426,6 +427,14 @@ class Scheduler(stock.Scheduler):
 
     @erred_tasks.setter
     def erred_tasks(self, value: Any) -> None:
+        """Kept by the scheduler."""
+
+    @property
+    def computations(self) -> Any:
+        return self._plugin_host.computations()
+
+    @computations.setter
+    def computations(self, value: Any) -> None:
         """Kept by the scheduler."""
 
     @property
@@ -496,7 +505,7 @@ class Scheduler(stock.Scheduler):
         self._plugin_host.tell("client-send", {"client": client, "msg": msg})
 
     async def restart(self, **kwargs: Any) -> None:
-        kwargs.setdefault("stimulus_id", f"restart-{stock.time()}")
+        kwargs.setdefault("stimulus_id", f"restart-{time()}")
         await self._plugin_host.ask_async("restart", kwargs)
 
     async def register_scheduler_plugin(
@@ -516,15 +525,14 @@ class Scheduler(stock.Scheduler):
             if not callback.is_running():
                 callback.start()
 
-    def versions(self, comm: Any = None, packages: Any = None) -> Any:
+    def versions(self, packages: Any = None) -> Any:
         return self._plugin_host.ask("versions", {"packages": packages})
 
-    def get_logs(
-        self, comm: Any = None, start: Any = 0, n: Any = None, **_: Any
-    ) -> Any:
-        return self._plugin_host.ask("get_logs", {"n": n})
+    def get_logs(self, start: Any = 0, n: Any = None, timestamps: Any = False) -> Any:
+        arguments = {"start": start, "n": n, "timestamps": timestamps}
+        return self._plugin_host.ask("get_logs", arguments)
 
-    def check_idle(self) -> float | None:
+    def check_idle(self) -> Any:
         return self._plugin_host.ask("check_idle", {})
 
     async def feed(self, comm: Any, *args: Any, **kwargs: Any) -> None:
@@ -575,7 +583,7 @@ class Mirror:
         self.workers: dict[int, stock.WorkerState] = {}
         self.gone_workers: list[int] = []
         self.clients: dict[int, stock.ClientState] = {}
-        self.apply = {
+        self.apply: dict[int, Callable[..., None]] = {
             0: self.end,
             1: self.worker,
             2: self.worker_state,
@@ -638,7 +646,7 @@ class Mirror:
         state.workers[address] = ws
         state.aliases[name] = address
         state.total_nthreads += nthreads
-        state.total_nthreads_history.append((stock.time(), state.total_nthreads))
+        state.total_nthreads_history.append((time(), state.total_nthreads))
         state.total_memory += memory_limit
         info = state.host_info.setdefault(
             ws.host, {"addresses": set(), "nthreads": 0, "last-seen": 0.0}
@@ -660,7 +668,7 @@ class Mirror:
         if state.aliases.get(ws.name) == ws.address:
             del state.aliases[ws.name]
         state.total_nthreads -= ws.nthreads
-        state.total_nthreads_history.append((stock.time(), state.total_nthreads))
+        state.total_nthreads_history.append((time(), state.total_nthreads))
         state.total_memory -= ws.memory_limit
         for resource in ws.resources:
             state.resources.get(resource, {}).pop(ws.address, None)
@@ -795,7 +803,7 @@ class Mirror:
         ts.run_id = run_id
         ts.retries = retries
         ts.suspicious = suspicious
-        ts.type = typename  # type: ignore[assignment]
+        ts.type = typename
         ts.actor = bool(flags & _ACTOR)
         ts.loose_restrictions = bool(flags & _LOOSE)
         ts.has_lost_dependencies = bool(flags & _LOST)
@@ -825,7 +833,7 @@ class Mirror:
         if state == "queued":
             scheduler.queued.add(ts)
         elif state == "no-worker":
-            scheduler.unrunnable[ts] = stock.time()
+            scheduler.unrunnable[ts] = time()
         if state == "waiting":
             ts.waiting_on = {other for other in ts.dependencies if not other.who_has}
         elif before == "waiting" and ts.waiting_on:
@@ -978,7 +986,7 @@ class Mirror:
         state = self.scheduler
         state.transition_counter = transition_counter
         state.n_tasks = n_tasks
-        state.bandwidth = bandwidth
+        state.bandwidth = bandwidth  # type: ignore[assignment]
         state.idle.clear()
         for ws in (self.workers[id] for id in idle if id in self.workers):
             state.idle[ws.address] = ws
@@ -1136,8 +1144,8 @@ class FeedComm:
         self._closed = True
 
 
-def _frames(message: Any) -> dict[str, Any]:
-    return {"frames": [bytes(frame) for frame in dumps(message)]}
+def _frames(message: Any, serializers: Any = None) -> dict[str, Any]:
+    return {"frames": [bytes(frame) for frame in dumps(message, serializers)]}
 
 
 class Host:
@@ -1243,7 +1251,7 @@ class Host:
         answer: dict[str, Any]
         try:
             result = await getattr(self, "on_" + op.replace("-", "_"))(message)
-            answer = _frames(result)
+            answer = _frames(result, message.get("serializers"))
         except Exception as error:
             logger.warning("Exception while handling op %s", op, exc_info=True)
             answer = {
@@ -1287,12 +1295,8 @@ class Host:
         self.scheduler.remove_plugin(message["name"])
 
     async def on_upload(self, message: dict[str, Any]) -> None:
-        from distributed.diagnostics.plugin import SchedulerUploadFile
-
-        data = message["data"]
-        plugin = SchedulerUploadFile.__new__(SchedulerUploadFile)
-        plugin.filename, plugin.load, plugin.data = message["name"], True, data  # type: ignore[attr-defined]
-        await plugin.start(self.scheduler)
+        assert self.scheduler is not None
+        await self.scheduler.upload_file(message["name"], message["data"], load=True)
 
     async def on_preload(self, message: dict[str, Any]) -> None:
         """Import preload modules, as stock does before it listens."""
@@ -1529,6 +1533,16 @@ class Host:
                 "erred-tasks", {}
             )
         ]
+
+    def computations(self) -> list[Any]:
+        found = []
+        for start, codes in self.ask("computations", {}):
+            computation = stock.Computation()
+            computation.start = start
+            for code in codes:
+                computation.code.add(tuple(SourceCode(*frame) for frame in code))
+            found.append(computation)
+        return found
 
 
 def _result(message: dict[str, Any]) -> Any:

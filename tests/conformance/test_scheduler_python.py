@@ -575,6 +575,30 @@ def test_a_message_for_a_client(client, name):
     eventually(lambda: heard == ["hello"])
 
 
+def test_an_uploaded_module(fresh_cluster, connect, tmp_path):
+    cluster = fresh_cluster(workers=0)
+    client = connect(cluster)
+
+    def use():
+        import uploaded_for_the_scheduler
+
+        return uploaded_for_the_scheduler.value
+
+    with pytest.raises(ImportError):
+        client.run_on_scheduler(use)
+    path = tmp_path / "uploaded_for_the_scheduler.py"
+    path.write_text("value = 'uploaded'\n")
+    client.upload_file(str(path))
+    assert client.run_on_scheduler(use) == "uploaded"
+
+
+def test_serializers_of_the_client_count(cluster, connect):
+    client = connect(cluster, serializers=["dask", "msgpack"])
+    assert client.run_on_scheduler(lambda: 1) == 1
+    with pytest.raises(TypeError):
+        client.run_on_scheduler(lambda: inc)
+
+
 # Plug-ins
 
 

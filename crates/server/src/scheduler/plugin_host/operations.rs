@@ -113,6 +113,7 @@ async fn carry_out(shell: &ShellHandle, op: &str, mut args: Args) -> Result<Valu
                 .call(|shell| rpc::transitions(shell.core.transition_log()))
                 .await?);
         }
+        "computations" => return Ok(shell.call(|shell| computations(shell)).await?),
         "erred-tasks" => return Ok(shell.call(|shell| erred_tasks(shell)).await?),
         _ => {
             let answer = rpc::call(shell, op, restored(args, stimulus_id, op), None).await;
@@ -242,6 +243,18 @@ async fn to_worker(
         Some("OK")
     });
     Ok(done.await?.unwrap_or("already-removed").into())
+}
+
+/// `[start, [code]]` of each.
+fn computations(shell: &Shell) -> Value {
+    shell
+        .core
+        .computations()
+        .map(|computation| {
+            let code = Value::Array(computation.code.clone());
+            Value::Array(vec![computation.start.into(), code])
+        })
+        .collect()
 }
 
 /// `[key, timestamp, [address], exception text, traceback text]` of each.

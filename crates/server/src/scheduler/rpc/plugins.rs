@@ -179,9 +179,11 @@ pub(super) async fn run_function(shell: &ShellHandle, mut args: Args) -> Result<
     shell
         .call(move |shell| shell.log_event(&["all"], Value::Map(event)))
         .await?;
+    let serializers = args.optional("serializers");
     let frames = message::encode(&Value::Map(args.0));
     let frames: Value = frames.into_iter().map(Value::from).collect();
-    shell.host.request("run", map! { "frames" => frames }).await
+    let fields = map! { "frames" => frames, "serializers" => serializers };
+    shell.host.request("run", fields).await
 }
 
 /// Whether a plug-in has a say in which workers `retire_workers` retires.
