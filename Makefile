@@ -36,7 +36,7 @@ $(STAMPS)/environment: tests/requirements.txt | $(STAMPS)
 	@touch $@
 
 # Both come from one build of the crates.
-target/release/oxidask: $(RUST_SOURCES) python/oxidask/_graph_helper.py
+target/release/oxidask: $(RUST_SOURCES) python/oxidask/_graph_helper.py python/oxidask/_plugin_host.py
 	cargo build --release --locked --package oxidask-cli
 	@touch $@
 
