@@ -352,7 +352,7 @@ class Scheduler(stock.Scheduler):
 
     def __init__(self, host: Host, about: Mapping[str, Any]) -> None:
         self._plugin_host = host
-        self._mirror_counter = itertools.count()
+        self._dashboard_port = about["services"].get("dashboard")
         unset = {
             "distributed.scheduler.http.routes": [],
             "distributed.scheduler.preload": [],
@@ -388,6 +388,7 @@ class Scheduler(stock.Scheduler):
     def start_http_server(self, *args: Any, **kwargs: Any) -> None:
         self.http_application = Absent("`scheduler.http_application`")  # type: ignore[assignment]
         self.http_server = Absent("`scheduler.http_server`")  # type: ignore[assignment]
+        self.http_server.port = self._dashboard_port  # type: ignore[attr-defined]
 
     def __await__(self) -> Any:
         async def started() -> Scheduler:
@@ -1258,6 +1259,10 @@ class Host:
                 **_frames(error_message(error, status="uncaught-error")),
                 "failed": repr(error),
             }
+        except SystemExit:
+            # On stock it ends the scheduler.
+            self.tell("close", {"reason": f"sys.exit-in-{op}"})
+            raise
         self.send({"id": message["id"], "op": "done", **answer})
 
     # What the scheduler asks
@@ -1574,9 +1579,17 @@ def main(stream: socket.socket, received: bytes) -> None:
         setproctitle("oxidask plug-in host")
     _set_up_logging()
 
-    async def serve() -> None:
-        await Host(stream, received).serve()
+    async def serve(hosts: list[Host]) -> None:
+        hosts.append(Host(stream, received))
+        await hosts[0].serve()
 
-    asyncio.run(serve())
+    hosts: list[Host] = []
+    try:
+        asyncio.run(serve(hosts))
+    except RuntimeError as error:
+        if "Event loop stopped" not in str(error):
+            raise
+        # Somebody stopped `scheduler.loop`, which on stock ends the scheduler.
+        hosts[0].tell("close", {"reason": "loop-stopped"})
     sys.stderr.flush()
     os._exit(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import dask
 import pytest
@@ -542,6 +543,25 @@ def test_close(fresh_cluster, connect):
 
     client.run_on_scheduler(close)
     assert cluster.scheduler.wait() == 0
+
+
+@pytest.mark.parametrize("how", ["exit", "loop"])
+def test_older_ways_to_end_the_scheduler(fresh_cluster, connect, how):
+    cluster = fresh_cluster(workers=0)
+    client = connect(cluster)
+
+    async def end(how, dask_scheduler):
+        if how == "exit":
+            sys.exit(0)
+        dask_scheduler.loop.stop()
+
+    client.sync(
+        client.scheduler.run_function,
+        function=dumps(end),
+        args=dumps((how,)),
+        reply=False,
+    )
+    cluster.scheduler.wait()
 
 
 def test_a_handler_of_ones_own(fresh_cluster, connect):
