@@ -63,6 +63,10 @@ _EVENT_HOOKS = (
     "log_event",
 )
 
+#: Entries applied between two signs of life: a look at millions of tasks takes
+#: minutes, and is no reason to replace the host.
+_ENTRY_COUNT_SIGN = 50_000
+
 _ACTOR, _LOOSE, _LOST, _RUN_SPEC, _QUEUEABLE = 1, 2, 4, 8, 16
 
 #: Attributes that are brought up to date before they are read.
@@ -1474,8 +1478,11 @@ class Host:
         self._is_applying = True
         try:
             while self._logs:
-                for code, *arguments in _unpacker(self._logs.pop(0)):
+                entries = enumerate(_unpacker(self._logs.pop(0)), 1)
+                for count, (code, *arguments) in entries:
                     self.mirror.apply[code](*arguments)
+                    if count % _ENTRY_COUNT_SIGN == 0:
+                        self.send({"id": 0, "op": "pong"})
         finally:
             self._is_applying = False
 
