@@ -43,8 +43,8 @@ pub struct Config {
     pub lease_validation_interval: f64,
     /// `scheduler.locks.lease-timeout`; `None` stands for `inf`.
     pub lease_timeout: Option<f64>,
-    /// Graphs with more tasks than this are taken in over several events.
-    /// Chosen so that one slice stays near a millisecond.
+    /// Graphs with more tasks than this are taken in over several events, and one
+    /// event lets go of about so many. Chosen so that one slice stays near a millisecond.
     pub graph_slice: usize,
 }
 

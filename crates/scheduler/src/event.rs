@@ -6,7 +6,7 @@ use bytes::Bytes;
 use oxidask_wire::{Key, Map, Str, Value};
 
 use crate::graph::{Graph, RunSpec};
-use crate::id::{ClientId, RequestId, Status, StimulusId, WorkerId};
+use crate::id::{ClientId, RequestId, Status, StimulusId, TaskRef, WorkerId};
 
 /// An event, in the order in which its connection delivered it.
 ///
@@ -164,10 +164,11 @@ pub enum Event {
         /// Which.
         client: ClientId,
     },
-    /// A materialised graph. A large one is taken in over several `ContinueGraph` events.
+    /// A materialised graph. A large one is taken in over several `Continue` events.
     UpdateGraph(Box<Graph>),
-    /// One more bounded slice of the graphs being taken in; see `Scheduler::has_pending_graphs`.
-    ContinueGraph,
+    /// One more bounded slice of what is being released, and one of the graphs being
+    /// taken in; see `Scheduler::has_pending_work`.
+    Continue,
     /// The graph could not be materialised: every key erred, for this client only.
     GraphFailed {
         /// Who submitted it.
@@ -216,6 +217,16 @@ pub enum Event {
         client: Arc<str>,
         /// In what.
         keys: Vec<Key>,
+        /// Why.
+        stimulus_id: StimulusId,
+    },
+    /// As `ClientReleasesKeys`, for very many keys: their tasks were looked up before,
+    /// by `Scheduler::refs`, so that this event is short.
+    ClientReleasesTasks {
+        /// Who.
+        client: Arc<str>,
+        /// In what. Tasks that are gone by now are passed over.
+        tasks: Vec<TaskRef>,
         /// Why.
         stimulus_id: StimulusId,
     },

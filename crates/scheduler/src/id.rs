@@ -53,6 +53,14 @@ id! {
     PrefixId
 }
 
+/// A task that may be forgotten when it is looked at again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TaskRef {
+    pub(crate) task: TaskId,
+    /// Tells it from the next task of the same id.
+    pub(crate) birth: u32,
+}
+
 /// A request whose answer may come later, numbered by the shell.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct RequestId(pub u64);

@@ -7,7 +7,7 @@ use oxidask_wire::{Key, Map, Value};
 
 use crate::client::ClientState;
 use crate::failure::key_error_reply;
-use crate::id::{ClientId, RequestId, TaskId};
+use crate::id::{ClientId, RequestId, TaskId, TaskRef};
 use crate::instruction::{Instruction, Instructions, Level, ToClient};
 use crate::scheduler::{Cx, Scheduler};
 use crate::task::State;
@@ -54,11 +54,8 @@ impl Scheduler {
         cx.log(Level::Info, format!("Remove client {name}"));
         cx.out.push(client_event("remove-client", &name));
         self.abandon_graphs(client);
-        for task in wanted {
-            self.drop_interest(client, task);
-        }
+        self.drop_interests(client, &wanted, cx);
         self.clients.remove(client);
-        self.transitions(cx);
         self.queue_slots_maybe_opened(cx);
         self.clients_removed_total += 1;
     }
@@ -111,11 +108,10 @@ impl Scheduler {
 
     /// The client no longer wants the task; what follows is left recommended.
     pub(crate) fn drop_interest(&mut self, client: ClientId, task: TaskId) {
-        if !self.clients[client].wants_what.remove(task) {
-            return;
+        if self.clients[client].wants_what.remove(task) {
+            self.tasks[task].who_wants.remove(client);
+            self.let_go(task);
         }
-        self.tasks[task].who_wants.remove(client);
-        self.let_go(task);
     }
 
     /// Somebody who held on to the task does not any more; what follows is left recommended.
@@ -148,17 +144,28 @@ impl Scheduler {
         }
     }
 
+    pub(crate) fn client_releases_tasks(&mut self, name: &str, tasks: &[TaskRef], cx: &mut Cx<'_>) {
+        let Some(client) = self.clients.find(name) else {
+            return;
+        };
+        let tasks: Vec<TaskId> = tasks
+            .iter()
+            .filter_map(|&name| self.tasks.resolve(name))
+            .collect();
+        self.release_tasks(client, &tasks, cx);
+    }
+
     /// Drops a client's interest in keys, with all that follows.
     pub(crate) fn release_interest(&mut self, client: ClientId, keys: &[Key], cx: &mut Cx<'_>) {
         if self.clients.get(client).is_none() {
             return;
         }
-        for key in keys {
-            if let Some(task) = self.tasks.find(key) {
-                self.drop_interest(client, task);
-            }
-        }
-        self.transitions(cx);
+        let tasks: Vec<TaskId> = keys.iter().filter_map(|key| self.tasks.find(key)).collect();
+        self.release_tasks(client, &tasks, cx);
+    }
+
+    fn release_tasks(&mut self, client: ClientId, tasks: &[TaskId], cx: &mut Cx<'_>) {
+        self.drop_interests(client, tasks, cx);
         self.queue_slots_maybe_opened(cx);
         self.drop_idle_client(client);
     }
@@ -378,6 +385,7 @@ impl Scheduler {
             ),
         );
         self.drop_pending_graphs();
+        self.drop_lingering();
         let clients: Vec<ClientId> = self.clients.iter().map(|(client, _)| client).collect();
         for client in clients {
             let wanted: Vec<TaskId> = self.clients[client].wants_what.iter().collect();

@@ -32,6 +32,7 @@ pub mod extensions;
 mod failure;
 mod identity;
 mod interest;
+mod lingering;
 mod merge;
 mod mirror;
 mod occupancy;
@@ -54,7 +55,9 @@ pub use client::ClientState;
 pub use config::Config;
 pub use event::{Event, NewWorker};
 pub use graph::{Actors, Graph, Number, RunSpec, TaskFlags};
-pub use id::{ClientId, GroupId, Id, PrefixId, RequestId, Status, StimulusId, TaskId, WorkerId};
+pub use id::{
+    ClientId, GroupId, Id, PrefixId, RequestId, Status, StimulusId, TaskId, TaskRef, WorkerId,
+};
 pub use instruction::{Failure, Instruction, Instructions, Level, ToClient, ToWorker};
 pub use merge::Computation;
 pub use query::{ComputeTask, Dependency};

@@ -171,6 +171,7 @@ impl Scheduler {
             self.begin_sliced(graph);
             return;
         }
+        self.settle_keys(graph.keys.iter(), now, cx.out);
 
         let mut intake = Intake::new(graph);
         let key_count = intake.graph.keys.len();

@@ -9,7 +9,7 @@ use crate::client::ClientState;
 use crate::config::Config;
 use crate::graph::{Number, RunSpec};
 use crate::group::{TaskGroup, TaskPrefix};
-use crate::id::{ClientId, GroupId, PrefixId, TaskId, WorkerId};
+use crate::id::{ClientId, GroupId, PrefixId, TaskId, TaskRef, WorkerId};
 use crate::merge::Computation;
 use crate::scheduler::Scheduler;
 use crate::task::{ErredTask, State, TaskState};
@@ -166,6 +166,12 @@ impl Scheduler {
     /// A task by key.
     pub fn find_task(&self, key: &Key) -> Option<&TaskState> {
         self.tasks.find(key).map(|task| &self.tasks[task])
+    }
+
+    /// The tasks of those keys that are known, for `Event::ClientReleasesTasks`.
+    pub fn refs(&self, keys: &[Key]) -> Vec<TaskRef> {
+        let tasks = keys.iter().filter_map(|key| self.tasks.find(key));
+        tasks.map(|task| self.tasks.name(task)).collect()
     }
 
     /// Every task, in the order of ids.

@@ -116,6 +116,7 @@ impl Scheduler {
         nbytes: &[(Key, i64)],
         cx: &mut Cx<'_>,
     ) {
+        self.settle_keys(who_has.iter().map(|(key, _)| key), cx.now, cx.out);
         let mut keys = Vec::with_capacity(who_has.len());
         for (at, (key, addresses)) in who_has.into_iter().enumerate() {
             let holders: Vec<WorkerId> = addresses

@@ -39,7 +39,7 @@ impl Scheduler {
             None => cx.free_key(worker, key),
             Some(task) => self.known_task_finished(task, run_id, finished, cx),
         }
-        self.transitions(cx);
+        self.transitions_by_slices(cx);
         self.queue_slots_maybe_opened(cx);
         self.hand_out_ahead(worker, cx);
     }
@@ -237,6 +237,9 @@ impl Scheduler {
                 let Some(&(_, _, task)) = self.queued.first() else {
                     return;
                 };
+                if self.is_on_its_way_out(task) {
+                    return;
+                }
                 self.recommend(task, State::Processing);
                 self.transitions(cx);
             }
@@ -251,7 +254,7 @@ impl Scheduler {
     /// seconds and in bytes instead (see `may_go_ahead`).
     fn hand_out_ahead(&mut self, worker: WorkerId, cx: &mut Cx<'_>) {
         while let Some(&(_, _, task)) = self.queued.first() {
-            if !self.may_go_ahead(task, worker) {
+            if !self.may_go_ahead(task, worker) || self.is_on_its_way_out(task) {
                 return;
             }
             self.ahead = Some(worker);

@@ -15,6 +15,7 @@ use crate::graph::RunSpec;
 use crate::groups::Groups;
 use crate::id::{ClientId, StimulusId, TaskId, WorkerId};
 use crate::instruction::{Instruction, Instructions, Level, ToClient, ToWorker};
+use crate::lingering::Lingering;
 use crate::merge::{Computation, PendingGraph};
 use crate::sets::IdSet;
 use crate::task::{ErredTask, Rank, State};
@@ -80,6 +81,8 @@ pub struct Scheduler {
     /// The worker that is being given queued tasks beyond its slots.
     pub(crate) ahead: Option<WorkerId>,
     pub(crate) pending_graphs: VecDeque<PendingGraph>,
+    /// Tasks that are let go by and by.
+    pub(crate) lingering: Lingering,
     /// The last `compute-task-<time>`, with that time.
     pub(crate) compute_stimulus: Option<(f64, StimulusId)>,
     pub(crate) workers_added_total: u64,
@@ -177,6 +180,7 @@ impl Scheduler {
             computations: VecDeque::new(),
             ahead: None,
             pending_graphs: VecDeque::new(),
+            lingering: Lingering::default(),
             compute_stimulus: None,
             workers_added_total: 0,
             workers_removed_total: 0,
@@ -400,7 +404,10 @@ impl Scheduler {
             }
             Event::ClientHeartbeat { client } => self.client_heartbeat(now, client, out),
             Event::UpdateGraph(graph) => self.update_graph(now, *graph, out),
-            Event::ContinueGraph => self.continue_graph(now, out),
+            Event::Continue => {
+                self.continue_release(now, out);
+                self.continue_graph(now, out);
+            }
             Event::GraphFailed {
                 client,
                 keys,
@@ -451,6 +458,21 @@ impl Scheduler {
                 self.client_releases_keys(
                     &client,
                     &keys,
+                    &mut Cx {
+                        now,
+                        stimulus_id: &stimulus_id,
+                        out,
+                    },
+                );
+            }
+            Event::ClientReleasesTasks {
+                client,
+                tasks,
+                stimulus_id,
+            } => {
+                self.client_releases_tasks(
+                    &client,
+                    &tasks,
                     &mut Cx {
                         now,
                         stimulus_id: &stimulus_id,
@@ -573,7 +595,12 @@ impl Scheduler {
         self.bundles.drop_sent();
     }
 
-    /// Whether `Event::ContinueGraph` has something to do.
+    /// Whether `Event::Continue` has something to do.
+    pub fn has_pending_work(&self) -> bool {
+        self.has_pending_graphs() || !self.lingering.is_empty() || self.tasks.has_garbage()
+    }
+
+    /// Whether graphs are on their way in.
     pub fn has_pending_graphs(&self) -> bool {
         !self.pending_graphs.is_empty()
     }

@@ -258,6 +258,8 @@ pub struct TaskState {
     pub data_producer: bool,
     /// In `processing`, but its bundle has not been exploded yet: no message was sent.
     pub awaits_bundle: bool,
+    /// Nobody needs it, but its turn to go has not come.
+    pub(crate) lingers: bool,
     /// Graphs on their way in that hold on to it.
     pub(crate) pins: u16,
     /// Position in the pending recommendations.
@@ -304,6 +306,7 @@ impl TaskState {
             queueable: true,
             data_producer: false,
             awaits_bundle: false,
+            lingers: false,
             pins: 0,
             recommended: NOT_RECOMMENDED,
             queue_sequence: 0,
@@ -359,7 +362,7 @@ impl TaskState {
 
     /// Whether it has to be kept although no dependent needs it.
     pub(crate) fn is_wanted(&self) -> bool {
-        !self.who_wants.is_empty() || self.pins > 0
+        !self.who_wants.is_empty() || self.pins > 0 || self.lingers
     }
 
     /// Whether its result has to be kept.

@@ -7,13 +7,16 @@ use foldhash::quality::RandomState;
 use hashbrown::HashTable;
 use oxidask_wire::Key;
 
-use crate::id::TaskId;
+use crate::id::{TaskId, TaskRef};
 use crate::mirror::Touched;
 use crate::task::{State, TaskState};
 
 /// Tasks per allocation. Chunks never move, so a growing table copies nothing
 /// and a million tasks leave no half-empty vector behind.
 const CHUNK: usize = 1024;
+
+/// Chunks freed in one event. Chosen: that takes about 0.1 ms.
+const CHUNKS_AT_ONCE_MAX: usize = 4;
 
 /// The hash of a key, short because every task keeps its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,6 +44,8 @@ pub(crate) struct Tasks {
     births: u32,
     /// Tasks that may have changed, while somebody mirrors them.
     pub(crate) touched: Option<Box<Touched>>,
+    /// What is left of forgotten tasks, to be freed a few at a time.
+    garbage: Vec<Vec<TaskState>>,
 }
 
 impl Tasks {
@@ -53,6 +58,7 @@ impl Tasks {
             hasher: RandomState::default(),
             births: 0,
             touched: None,
+            garbage: Vec::new(),
         }
     }
 
@@ -124,10 +130,15 @@ impl Tasks {
     /// when no recommendation is pending.
     pub(crate) fn reclaim(&mut self) {
         if self.index.is_empty() && !self.chunks.is_empty() {
+            let mut garbage = std::mem::take(&mut self.garbage);
+            if self.chunks.len() > CHUNKS_AT_ONCE_MAX {
+                garbage.append(&mut self.chunks);
+            }
             *self = Self {
                 hasher: self.hasher.clone(),
                 births: self.births,
                 touched: self.touched.take(),
+                garbage,
                 ..Self::new()
             };
             return;
@@ -139,6 +150,30 @@ impl Tasks {
         if let Some(touched) = &mut self.touched {
             touched.mark(id);
         }
+    }
+
+    /// Whether [`Tasks::free_some`] has something to free.
+    pub(crate) fn has_garbage(&self) -> bool {
+        !self.garbage.is_empty()
+    }
+
+    /// Frees the memory of some forgotten tasks. A million take long.
+    pub(crate) fn free_some(&mut self) {
+        let left = self.garbage.len().saturating_sub(CHUNKS_AT_ONCE_MAX);
+        self.garbage.truncate(left);
+    }
+
+    /// The task as it can be kept across events.
+    pub(crate) fn name(&self, task: TaskId) -> TaskRef {
+        let birth = self[task].birth;
+        TaskRef { task, birth }
+    }
+
+    /// The task of this name, unless it is forgotten.
+    pub(crate) fn resolve(&self, name: TaskRef) -> Option<TaskId> {
+        self.get(name.task)
+            .is_some_and(|ts| ts.birth == name.birth)
+            .then_some(name.task)
     }
 
     /// Every task, in the order of ids.

@@ -97,12 +97,17 @@ impl Scheduler {
 
     /// Carries out every recommendation, the last one first, with what follows from each.
     pub(crate) fn transitions(&mut self, cx: &mut Cx<'_>) {
-        while let Some((task, finish)) = self.recommendations.stack.pop() {
-            self.tasks[task].recommended = NOT_RECOMMENDED;
-            self.recommendations.step.clear();
+        while let Some((task, finish)) = self.next_recommendation() {
             self.transition(task, finish, Detail::None, cx);
         }
+    }
+
+    /// Takes the last recommendation off; none are left when it returns `None`.
+    pub(crate) fn next_recommendation(&mut self) -> Option<(TaskId, State)> {
         self.recommendations.step.clear();
+        let (task, finish) = self.recommendations.stack.pop()?;
+        self.tasks[task].recommended = NOT_RECOMMENDED;
+        Some((task, finish))
     }
 
     /// Takes one task from its state to `finish`. Its recommendations are left pending.

@@ -76,10 +76,28 @@ impl Scheduler {
             assert_eq!(ts.rank(), rank);
             assert_eq!(ts.queue_sequence, sequence);
         }
+        // While a release goes on, what is queued may be on its way out; the next
+        // slice gives the slots to what is not.
         assert!(
-            self.queued.is_empty() || self.workers.open.is_empty(),
+            self.queued.is_empty() || self.workers.open.is_empty() || !self.lingering.is_empty(),
             "tasks are queued while workers have free slots"
         );
+        self.validate_lingering();
+    }
+
+    fn validate_lingering(&self) {
+        let mut listed = 0;
+        for task in self
+            .lingering
+            .iter()
+            .filter_map(|name| self.tasks.resolve(name))
+        {
+            let ts = &self.tasks[task];
+            assert!(ts.lingers, "{:?} does not linger", ts.key);
+            listed += 1;
+        }
+        let lingering = self.tasks.iter().filter(|(_, ts)| ts.lingers).count();
+        assert_eq!(listed, lingering, "tasks linger without an end");
     }
 
     fn validate_edges(&self, task: TaskId, ts: &TaskState) {

@@ -643,7 +643,7 @@ fn what_follows_a_large_graph_on_the_stream_waits_for_it() {
     let names: Vec<String> = (0..5000).map(|n| format!("task-{n}")).collect();
     let tasks: Vec<(&str, &[&str])> = names.iter().map(|name| (name.as_str(), &[] as _)).collect();
     env.submit(client, &tasks, &["task-4999"]);
-    assert!(env.scheduler.has_pending_graphs());
+    assert!(env.scheduler.has_pending_work());
     // The client drops its future, gets it anew from the queue, and publishes the graph.
     env.event(Event::ClientReleasesKeys {
         client: "client".into(),
@@ -659,8 +659,8 @@ fn what_follows_a_large_graph_on_the_stream_waits_for_it() {
     env.client_stream(client, "publish_flush_batched_send", map! { "uid" => "1" });
     assert_eq!(env.outcome(put), None);
     assert_eq!(env.who_wants("x"), ["client", "queue-q"]);
-    while env.scheduler.has_pending_graphs() {
-        env.event(Event::ContinueGraph);
+    while env.scheduler.has_pending_work() {
+        env.event(Event::Continue);
     }
     assert_eq!(env.outcome(put), Some(NONE));
     assert_eq!(env.who_wants("x"), ["client"]);

@@ -108,9 +108,9 @@ impl Scheduler {
             Event::GraphFailed { client, .. }
             | Event::CancelKeys { client, .. }
             | Event::ReportKey { client, .. } => Some(*client),
-            Event::ClientReleasesKeys { client, .. } | Event::ClientDesiresKeys { client, .. } => {
-                self.clients.find(client)
-            }
+            Event::ClientReleasesKeys { client, .. }
+            | Event::ClientReleasesTasks { client, .. }
+            | Event::ClientDesiresKeys { client, .. } => self.clients.find(client),
             Event::AddWorker(_)
             | Event::RemoveWorker { .. }
             | Event::Heartbeat { .. }
@@ -125,7 +125,7 @@ impl Scheduler {
             | Event::AddClient { .. }
             | Event::RemoveClient { .. }
             | Event::ClientHeartbeat { .. }
-            | Event::ContinueGraph
+            | Event::Continue
             | Event::BundleExploded { .. }
             | Event::BundleFailed { .. }
             | Event::UpdateData { .. }
@@ -166,6 +166,11 @@ impl Scheduler {
         let Some(mut pending) = self.pending_graphs.pop_front() else {
             return;
         };
+        if !self.lingering.is_empty() && pending.is_new() {
+            // It has to find gone what was released before.
+            self.pending_graphs.push_front(pending);
+            return;
+        }
         let stimulus_id = pending.stimulus_id.clone();
         let cx = &mut Cx {
             now,
@@ -534,6 +539,10 @@ impl Scheduler {
 }
 
 impl PendingGraph {
+    fn is_new(&self) -> bool {
+        self.stage == Stage::Index && self.cursor == 0
+    }
+
     fn enter(&mut self, stage: Stage) {
         self.stage = stage;
         self.cursor = 0;

@@ -96,10 +96,10 @@ impl Env {
     pub(crate) fn slices(&mut self, count: usize) -> Vec<Instruction> {
         let mut all = Vec::new();
         for _ in 0..count {
-            if !self.scheduler.has_pending_graphs() {
+            if !self.scheduler.has_pending_work() {
                 break;
             }
-            all.extend(self.handle_once(Event::ContinueGraph));
+            all.extend(self.handle_once(Event::Continue));
         }
         all
     }
@@ -194,6 +194,11 @@ impl Env {
             "release" => Event::ClientReleasesKeys {
                 client: plain[0].into(),
                 keys: keys(1),
+                stimulus_id: self.stimulus(),
+            },
+            "release-found" => Event::ClientReleasesTasks {
+                client: plain[0].into(),
+                tasks: self.scheduler.refs(&keys(1)),
                 stimulus_id: self.stimulus(),
             },
             "desire" => Event::ClientDesiresKeys {

@@ -55,15 +55,19 @@ impl Cluster {
     fn submit(&mut self, requested: Vec<Key>, tasks: &[(Key, Vec<Key>)]) -> Vec<(Key, i64)> {
         let client = self.scheduler.client_id("c").expect("added");
         let graph = graph(client, requested, tasks, 1.0, "s".into());
-        let mut work = self.handle(Event::UpdateGraph(Box::new(graph)));
-        while self.scheduler.has_pending_graphs() {
-            work.extend(self.handle(Event::ContinueGraph));
+        self.handle(Event::UpdateGraph(Box::new(graph)))
+    }
+
+    /// Handles an event to its end; returns what the worker is to compute.
+    fn handle(&mut self, event: Event) -> Vec<(Key, i64)> {
+        let mut work = self.handle_once(event);
+        while self.scheduler.has_pending_work() {
+            work.extend(self.handle_once(Event::Continue));
         }
         work
     }
 
-    /// Handles an event; returns what the worker is to compute.
-    fn handle(&mut self, event: Event) -> Vec<(Key, i64)> {
+    fn handle_once(&mut self, event: Event) -> Vec<(Key, i64)> {
         let mut out = Instructions::default();
         self.scheduler.handle(1.0, event, &mut out);
         out.drain(..)

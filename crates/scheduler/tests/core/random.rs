@@ -49,6 +49,8 @@ struct World {
     asked: BTreeSet<u32>,
     /// Keys that clients asked for by a graph.
     submitted: BTreeSet<(ClientId, Key)>,
+    /// Keys under which data came from outside.
+    scattered: BTreeSet<Key>,
     /// What was sent, shown when something goes wrong.
     events: Vec<String>,
 }
@@ -77,6 +79,7 @@ impl World {
             worker_count: 0,
             asked: BTreeSet::new(),
             submitted: BTreeSet::new(),
+            scattered: BTreeSet::new(),
             events: Vec::new(),
         }
     }
@@ -124,8 +127,8 @@ impl World {
         let workers = self.workers();
         let worker = workers.get(a as usize % workers.len().max(1)).copied();
         for _ in 0..(b >> 16) % 4 {
-            if self.env.scheduler.has_pending_graphs() {
-                self.send(Event::ContinueGraph);
+            if self.env.scheduler.has_pending_work() {
+                self.send(Event::Continue);
             }
         }
         match kind % 32 {
@@ -154,17 +157,7 @@ impl World {
                 }
             }
             14 => self.stale(a, b),
-            15 | 16 => {
-                if let (Some(client), Some(key)) = (self.client(a), self.any_wanted(a, b)) {
-                    self.submitted.remove(&(client, key.clone()));
-                    let client = self.env.scheduler.client(client).unwrap().name.clone();
-                    self.send(Event::ClientReleasesKeys {
-                        client,
-                        keys: vec![key],
-                        stimulus_id,
-                    });
-                }
-            }
+            15 | 16 => self.release(a, b),
             17 => {
                 if let (Some(client), Some(key)) = (self.client(a), self.any_wanted(a, b)) {
                     self.send(Event::CancelKeys {
@@ -253,6 +246,7 @@ impl World {
                         Key::from(format!("s-{}", b % 6).as_str())
                     };
                     let client = CLIENTS[a as usize % CLIENTS.len()];
+                    self.scattered.insert(key.clone());
                     self.send(Event::UpdateData {
                         client: self.env.scheduler.client_id(client).map(|_| client.into()),
                         who_has: vec![(key.clone(), vec![Str::from(&*holder)])],
@@ -324,7 +318,7 @@ impl World {
                     });
                 }
             }
-            _ => self.send(Event::ContinueGraph),
+            _ => self.send(Event::Continue),
         }
     }
 
@@ -464,6 +458,38 @@ impl World {
         self.send(Event::UpdateGraph(Box::new(graph)));
     }
 
+    /// One key or some, by key or by what was found before.
+    fn release(&mut self, a: u32, b: u32) {
+        let (Some(id), Some(key)) = (self.client(a), self.any_wanted(a, b)) else {
+            return;
+        };
+        let scheduler = &self.env.scheduler;
+        let cs = scheduler.client(id).unwrap();
+        let mut keys = vec![key];
+        if b.is_multiple_of(2) {
+            let others = cs.wants_what.iter().skip(b as usize / 2 % 3);
+            keys.extend(others.map(|task| scheduler.task(task).unwrap().key.clone()));
+        }
+        for key in &keys {
+            self.submitted.remove(&(id, key.clone()));
+        }
+        let client = cs.name.clone();
+        let stimulus_id = self.env.stimulus();
+        self.send(if b.is_multiple_of(3) {
+            Event::ClientReleasesTasks {
+                client,
+                tasks: self.env.scheduler.refs(&keys),
+                stimulus_id,
+            }
+        } else {
+            Event::ClientReleasesKeys {
+                client,
+                keys,
+                stimulus_id,
+            }
+        });
+    }
+
     fn any_wanted(&self, a: u32, b: u32) -> Option<Key> {
         let client = self.env.scheduler.client(self.client(a)?)?;
         let wanted: Vec<_> = client.wants_what.iter().collect();
@@ -558,11 +584,15 @@ impl World {
         }
     }
 
+    fn take_all_slices(&mut self) {
+        while self.env.scheduler.has_pending_work() {
+            self.send(Event::Continue);
+        }
+    }
+
     /// Lets everything that is on its way come to its end.
     fn settle(&mut self) {
-        while self.env.scheduler.has_pending_graphs() {
-            self.send(Event::ContinueGraph);
-        }
+        self.take_all_slices();
         for worker in self.workers() {
             let stimulus_id = self.env.stimulus();
             self.send(Event::WorkerStatusChange {
@@ -585,6 +615,7 @@ impl World {
             };
             let (worker, run_id) = self.run_of(&key);
             self.report(worker, &key, run_id, 3);
+            self.take_all_slices();
         }
         for (_, ts) in self.env.scheduler.tasks() {
             let is_restricted = !ts.host_restrictions().is_empty()
@@ -629,9 +660,7 @@ impl World {
                 });
             }
         }
-        while self.env.scheduler.has_pending_graphs() {
-            self.send(Event::ContinueGraph);
-        }
+        self.take_all_slices();
         let wanted: Vec<(Key, Vec<_>)> = self
             .env
             .scheduler
@@ -654,6 +683,7 @@ impl World {
                 });
             }
         }
+        self.take_all_slices();
     }
 }
 
@@ -667,7 +697,7 @@ fn run(config: Config, actions: &[Action]) {
     world.settle();
     world.end();
     // Data that nobody ever wanted has no reason to go away by itself.
-    let is_orphan = |key: &Key| key.as_str().is_some_and(|key| key.starts_with("s-"));
+    let is_orphan = |key: &Key| world.scattered.contains(key);
     if world
         .env
         .scheduler

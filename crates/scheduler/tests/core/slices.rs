@@ -1,4 +1,4 @@
-//! What comes between the slices of a graph.
+//! What comes between the slices of a graph, and of a release.
 
 use oxidask_scheduler::Config;
 
@@ -23,12 +23,12 @@ const SLICES_MAX: usize = 100;
 fn interrupt(env: &mut Env, submit: &str, slices: usize, commands: &[&str]) -> bool {
     env.command(submit);
     env.slices(slices);
-    let was_in = !env.scheduler.has_pending_graphs();
+    let was_in = !env.scheduler.has_pending_work();
     for command in commands {
         env.command(command);
     }
     env.slices(SLICES_MAX);
-    assert!(!env.scheduler.has_pending_graphs());
+    assert!(!env.scheduler.has_pending_work());
     was_in
 }
 
@@ -74,7 +74,7 @@ fn nothing_is_sent_for_a_client_that_left() {
         env.command("worker alice");
         env.command(CHAIN);
         env.slices(slices);
-        let was_in = !env.scheduler.has_pending_graphs();
+        let was_in = !env.scheduler.has_pending_work();
         env.command("disconnect ada");
         let sent = env.command("slices");
         assert!(
@@ -129,7 +129,7 @@ fn events_wait_for_a_refused_graph_in_their_order() {
         env.command("submit ada d : b <- a ; c ; d <- b c");
         env.command("submit ada x : x");
         env.slices(slices);
-        let was_in = !env.scheduler.has_pending_graphs();
+        let was_in = !env.scheduler.has_pending_work();
         env.command("release ada x");
         env.command("slices");
         env.scheduler.validate_empty();
@@ -178,7 +178,7 @@ fn slots_of_a_graph_that_is_undone_go_to_the_queue() {
         env.command("client bob");
         env.command("submit ada a b c d : a ; b ; c ; d | producers=1");
         env.slices(slices);
-        let was_in = !env.scheduler.has_pending_graphs();
+        let was_in = !env.scheduler.has_pending_work();
         env.command("submit bob x y : x ; y | producers=1");
         env.command("disconnect ada");
         env.command("slices");
@@ -192,4 +192,174 @@ fn slots_of_a_graph_that_is_undone_go_to_the_queue() {
         }
     }
     panic!("the graph never came in");
+}
+
+/// What a worker is told to free, and the states in the end, by slices of this length.
+fn released(graph_slice: usize, commands: &[&str]) -> (Vec<String>, String) {
+    let mut env = Env::new(Config {
+        graph_slice,
+        ..Config::default()
+    });
+    let mut freed = Vec::new();
+    for command in commands {
+        for line in env.command(command) {
+            if let Some(keys) = line.strip_prefix("> alice free ") {
+                freed.extend(keys.split(' ').map(str::to_owned));
+            }
+        }
+    }
+    freed.sort();
+    (freed, env.states())
+}
+
+#[test]
+fn slices_release_what_one_event_releases() {
+    const SUBMIT: [&str; 4] = [
+        "client ada",
+        "client bob",
+        "worker alice 9",
+        "submit ada a b c d e f : a ; b ; c <- a b ; d <- c ; e <- c ; f <- d e",
+    ];
+    for departure in [
+        "disconnect ada",
+        "release ada f e d c b a",
+        "release ada a b c d e f",
+        "release-found ada a b c d e f",
+        "release ada f",
+    ] {
+        for finished in 0..=6 {
+            let mut commands = SUBMIT.to_vec();
+            commands.extend(["a", "b", "c", "d", "e", "f"][..finished].iter().map(
+                |key| match *key {
+                    "a" => "finish alice a",
+                    "b" => "finish alice b",
+                    "c" => "finish alice c",
+                    "d" => "finish alice d",
+                    "e" => "finish alice e",
+                    _ => "finish alice f",
+                },
+            ));
+            commands.push("desire queue-q d");
+            commands.push(departure);
+            let at_once = released(1000, &commands);
+            for graph_slice in 1..8 {
+                assert_eq!(
+                    released(graph_slice, &commands),
+                    at_once,
+                    "{departure} after {finished} were finished, by {graph_slice}"
+                );
+            }
+        }
+    }
+}
+
+/// A client with tasks in progress and queued behind them; it leaves by slices.
+fn leaving() -> Env {
+    let mut env = env();
+    env.command("worker alice");
+    env.command("client bob");
+    env.command("submit ada a b c d e f : a ; b ; c ; d ; e ; f | producers=1");
+    env.command("slices");
+    assert_eq!(
+        env.states(),
+        "= a=processing@alice b=processing@alice c=queued d=queued e=queued f=queued"
+    );
+    env
+}
+
+#[test]
+fn queued_tasks_on_their_way_out_get_no_slot() {
+    let mut env = leaving();
+    env.command("submit bob x : x | producers=1");
+    let mut sent = env.command("disconnect ada");
+    sent.extend(env.command("finish alice a"));
+    while env.scheduler.has_pending_work() {
+        sent.extend(env.command("slices 1"));
+    }
+    let computed: Vec<&String> = sent
+        .iter()
+        .filter(|line| line.contains("compute"))
+        .collect();
+    assert_eq!(computed, ["> alice compute x"]);
+    assert_eq!(env.states(), "= x=processing@alice");
+}
+
+#[test]
+fn what_lingers_stays_if_somebody_comes_to_need_it() {
+    let mut env = leaving();
+    env.command("disconnect ada");
+    env.command("desire bob c");
+    env.command("slices");
+    assert_eq!(env.states(), "= c=processing@alice");
+    env.command("release bob c");
+    env.command("slices");
+    env.scheduler.validate_empty();
+}
+
+/// The new task would otherwise be taken for the old one.
+#[test]
+fn a_graph_does_not_meet_what_was_released_before_it() {
+    let mut env = env();
+    env.command("worker alice");
+    env.command("submit ada d : a ; b <- a ; c <- b ; d <- c");
+    env.command("slices");
+    for key in ["a", "b", "c", "d"] {
+        env.command(&format!("finish alice {key}"));
+    }
+    env.command("release ada d");
+    assert!(env.scheduler.has_pending_work());
+    assert_eq!(env.states(), "= a=released b=released");
+    // Not done: these keys have been let go.
+    env.command("submit ada b : b");
+    assert_eq!(env.states(), "= b=processing@alice");
+
+    env.command("submit ada z : x <- b ; y <- x ; z <- y");
+    env.command("slices");
+    env.command("finish alice b");
+    for key in ["x", "y", "z"] {
+        env.command(&format!("finish alice {key}"));
+    }
+    env.command("release ada z b");
+    env.command("submit ada y z : b ; z <- b ; y <- z");
+    env.command("slices");
+    assert_eq!(
+        env.states(),
+        "= b=processing@alice y=waiting z=waiting",
+        "a large graph comes after the release, too"
+    );
+}
+
+#[test]
+fn data_from_outside_does_not_meet_what_was_released_before_it() {
+    let mut env = env();
+    env.command("worker alice");
+    env.command("worker carol");
+    env.command("submit ada a b c d : a ; b ; c ; d | producers=1");
+    env.command("slices");
+    assert!(env.states().contains("d=processing@"));
+    let worker = if env.states().contains("a=processing@alice") {
+        "alice"
+    } else {
+        "carol"
+    };
+    let other = if worker == "alice" { "carol" } else { "alice" };
+    env.command(&format!("finish {worker} a"));
+    env.command("disconnect ada");
+    env.command("client bob");
+    let sent = env.command(&format!("scatter bob a {other}"));
+    assert!(
+        sent.iter()
+            .any(|line| line.contains(&format!("> {worker} free a"))),
+        "{sent:?}"
+    );
+    env.command("slices");
+    assert_eq!(env.states(), format!("= a=memory@{other}"));
+}
+
+#[test]
+fn a_restart_ends_a_release() {
+    let mut env = leaving();
+    env.command("disconnect ada");
+    env.command("restart");
+    env.scheduler.validate_empty();
 }

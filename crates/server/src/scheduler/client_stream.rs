@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use oxidask_comm::{Reader, Writer};
-use oxidask_scheduler::{Actors, ClientId, Event, Number, StimulusId};
+use oxidask_scheduler::{Actors, ClientId, Event, Number, StimulusId, TaskRef};
 use oxidask_wire::stream::{ClientMessage, ToClient, UpdateGraph, decode_client_batch};
 use oxidask_wire::{Key, Map, Str, Value};
 use tokio::sync::oneshot;
@@ -18,6 +19,14 @@ use crate::graph_helper;
 
 /// Least time between two batches to a client, as stock.
 const INTERVAL: Duration = Duration::from_millis(2);
+
+/// Keys that are looked up between two turns of others. Chosen: a slice of a graph
+/// has as many, and it takes well below a millisecond.
+const KEYS_PER_TURN: usize = 2000;
+
+/// Messages of so many bytes are decoded on another thread. Chosen: decoding them
+/// takes about a millisecond.
+const NBYTES_DECODED_HERE_MAX: usize = 1 << 18;
 
 struct Client {
     shell: ShellHandle,
@@ -77,6 +86,19 @@ pub(super) async fn serve(
     client.leave(sender).await;
 }
 
+/// Decodes a batch, a large one where nobody waits for it.
+async fn decode(frames: Vec<Bytes>) -> Result<Vec<ClientMessage>, String> {
+    let nbytes: usize = frames.iter().map(Bytes::len).sum();
+    let decoded = if nbytes <= NBYTES_DECODED_HERE_MAX {
+        decode_client_batch(&frames)
+    } else {
+        tokio::task::spawn_blocking(move || decode_client_batch(&frames))
+            .await
+            .map_err(|error| format!("cannot decode a message of {nbytes} bytes: {error}"))?
+    };
+    decoded.map_err(|error| error.to_string())
+}
+
 async fn register(
     shell: &ShellHandle,
     name: Arc<str>,
@@ -110,8 +132,7 @@ impl Client {
                     return Ok(());
                 }
             };
-            let messages = decode_client_batch(&frames).map_err(|error| error.to_string())?;
-            drop(frames);
+            let messages = decode(frames).await?;
             let mut events = Vec::with_capacity(messages.len());
             for message in messages {
                 match self.message(message, &mut events).await {
@@ -157,6 +178,16 @@ impl Client {
                 events.push(Event::ClientDesiresKeys {
                     client: self.acting_for(client),
                     keys,
+                });
+            }
+            ClientMessage::ClientReleasesKeys { keys, client } if keys.len() > KEYS_PER_TURN => {
+                self.flush(events).await?;
+                let client = self.acting_for(client);
+                let tasks = self.find_tasks(keys).await?;
+                events.push(Event::ClientReleasesTasks {
+                    client,
+                    tasks,
+                    stimulus_id: stimulus("client-releases-keys"),
                 });
             }
             ClientMessage::ClientReleasesKeys { keys, client } => {
@@ -213,6 +244,18 @@ impl Client {
             }
         }
         Ok(Next::Continue)
+    }
+
+    /// Looks the tasks of very many keys up, so many at a time that others get a turn.
+    async fn find_tasks(&self, keys: Vec<Key>) -> Result<Vec<TaskRef>, String> {
+        let mut tasks = Vec::with_capacity(keys.len());
+        let mut keys = keys.into_iter();
+        while keys.len() > 0 {
+            let some: Vec<Key> = keys.by_ref().take(KEYS_PER_TURN).collect();
+            let found = self.shell.call(move |shell| shell.core.refs(&some)).await;
+            tasks.extend(found.map_err(|_| "the scheduler is shutting down".to_owned())?);
+        }
+        Ok(tasks)
     }
 
     async fn other(&self, op: Str, mut fields: Map) -> Result<(), String> {

@@ -152,8 +152,8 @@ pub(crate) struct Shell {
     pub(crate) uploads: Vec<(String, bytes::Bytes)>,
     /// Streams of clients that wait until all graphs are taken in.
     pub(super) graph_waiters: Vec<oneshot::Sender<()>>,
-    /// A large graph has been taken in, and left much memory unused.
-    took_in_slices: bool,
+    /// A large graph has been taken in or released, and left much memory unused.
+    worked_by_slices: bool,
     /// Graphs at the helper.
     pub(crate) graph_updates_active: usize,
     /// Where scatter goes next.
@@ -211,7 +211,7 @@ impl Shell {
             starting_nannies: watch::Sender::new(0),
             uploads: Vec::new(),
             graph_waiters: Vec::new(),
-            took_in_slices: false,
+            worked_by_slices: false,
             graph_updates_active: 0,
             scatter_position: 0,
             idle: super::idle::Idle::default(),
@@ -229,11 +229,11 @@ impl Shell {
     async fn run(mut self, mut receiver: mpsc::Receiver<Input>) {
         let mut inputs = Vec::with_capacity(INPUTS_PER_TURN);
         loop {
-            if self.core.has_pending_graphs() {
+            if self.core.has_pending_work() {
                 let begun = Instant::now();
                 // One slice between two turns, so that others are heard.
-                self.took_in_slices = true;
-                self.event(Event::ContinueGraph);
+                self.worked_by_slices = true;
+                self.event(Event::Continue);
                 while let Ok(input) = receiver.try_recv() {
                     self.input(input);
                 }
@@ -332,9 +332,10 @@ impl Shell {
             for waiter in self.graph_waiters.drain(..) {
                 let _ = waiter.send(());
             }
-            if std::mem::take(&mut self.took_in_slices) {
-                crate::memory::release();
-            }
+        }
+        if self.worked_by_slices && !self.core.has_pending_work() {
+            self.worked_by_slices = false;
+            crate::memory::release();
         }
     }
 
