@@ -224,11 +224,7 @@ impl Extensions {
         wait: &Wait,
         out: &mut Instructions,
     ) {
-        let cx = &mut Context {
-            now,
-            waits: &mut self.waits,
-            out,
-        };
+        let cx = &mut Context::new(now, &mut self.waits, out);
         match wait {
             Wait::Task => {
                 self.unknown_tasks.shift_remove(&request);
@@ -406,11 +402,7 @@ impl Extensions {
         following: &mut Instructions,
         removals: &mut Removals,
     ) {
-        let cx = &mut Context {
-            now,
-            waits: &mut self.waits,
-            out: following,
-        };
+        let cx = &mut Context::new(now, &mut self.waits, following);
         match instruction {
             Instruction::LogEvent { topics, message } => {
                 self.topics.publish(scheduler, now, &topics, &message, done);
@@ -539,11 +531,7 @@ impl Extensions {
         out: &mut Instructions,
     ) {
         let mut own = Instructions::default();
-        let cx = &mut Context {
-            now,
-            waits: &mut self.waits,
-            out: &mut own,
-        };
+        let cx = &mut Context::new(now, &mut self.waits, &mut own);
         self.shuffles
             .created(scheduler, cx, shuffle_id, run_id, worker_for, run_spec);
         self.observe(scheduler, now, &mut own);
@@ -561,11 +549,7 @@ impl Extensions {
         out: &mut Instructions,
     ) {
         let mut own = Instructions::default();
-        let cx = &mut Context {
-            now,
-            waits: &mut self.waits,
-            out: &mut own,
-        };
+        let cx = &mut Context::new(now, &mut self.waits, &mut own);
         self.shuffles
             .creation_failed(scheduler, cx, shuffle_id, run_id, failure);
         self.observe(scheduler, now, &mut own);
@@ -581,11 +565,7 @@ impl Extensions {
         answers: Vec<(Arc<str>, InputsDone)>,
         out: &mut Instructions,
     ) {
-        let cx = &mut Context {
-            now,
-            waits: &mut self.waits,
-            out,
-        };
+        let cx = &mut Context::new(now, &mut self.waits, out);
         self.shuffles.inputs_done(scheduler, cx, request, answers);
     }
 
@@ -610,11 +590,7 @@ impl Extensions {
         }
         self.topics.tick(scheduler, now);
         self.memory_samplers.tick(scheduler, now);
-        let cx = &mut Context {
-            now,
-            waits: &mut self.waits,
-            out: &mut own,
-        };
+        let cx = &mut Context::new(now, &mut self.waits, &mut own);
         self.semaphores.tick(cx);
         self.shuffles.tick(cx);
         self.retirements.tick(scheduler, cx);
@@ -631,11 +607,7 @@ impl Extensions {
         out: &mut Instructions,
     ) {
         if let Wait::Flush { uid } = wait {
-            let cx = &mut Context {
-                now,
-                waits: &mut self.waits,
-                out,
-            };
+            let cx = &mut Context::new(now, &mut self.waits, out);
             self.published.expired(scheduler, cx, uid, request);
             return;
         }

@@ -129,11 +129,7 @@ impl Extensions {
         timeout: Option<f64>,
         out: &mut Instructions,
     ) -> Answer {
-        let cx = &mut Context {
-            now,
-            waits: &mut self.waits,
-            out,
-        };
+        let cx = &mut Context::new(now, &mut self.waits, out);
         match then {
             Then::SetVariable { name } => self.variables.set(scheduler, cx, name, record),
             Then::Put { queue } => self
@@ -177,11 +173,7 @@ impl Extensions {
         arguments: &mut Arguments<'_>,
         out: &mut Instructions,
     ) -> Answer {
-        let cx = &mut Context {
-            now,
-            waits: &mut self.waits,
-            out,
-        };
+        let cx = &mut Context::new(now, &mut self.waits, out);
         match arguments.op {
             "multi_lock_acquire" => {
                 let locks = arguments.keys("locks")?;
@@ -296,11 +288,7 @@ impl Extensions {
             let replace = arguments.truth("override", false);
             published::Action::Put { datasets, replace }
         };
-        let cx = &mut Context {
-            now,
-            waits: &mut self.waits,
-            out,
-        };
+        let cx = &mut Context::new(now, &mut self.waits, out);
         let change = published::Change { client, action };
         self.published.change(scheduler, cx, request, uid, change)
     }
@@ -365,11 +353,7 @@ impl Extensions {
         arguments: &mut Arguments<'_>,
         out: &mut Instructions,
     ) -> Answer {
-        let cx = &mut Context {
-            now,
-            waits: &mut self.waits,
-            out,
-        };
+        let cx = &mut Context::new(now, &mut self.waits, out);
         if arguments.op == "shuffle_get_or_create" {
             let shuffle_id = arguments.text("shuffle_id")?;
             let key = arguments.key("key")?;
@@ -547,11 +531,7 @@ impl Extensions {
             remove,
         };
         self.waits.add(request, Wait::Retirement, None);
-        let cx = &mut Context {
-            now,
-            waits: &mut self.waits,
-            out,
-        };
+        let cx = &mut Context::new(now, &mut self.waits, out);
         self.retirements
             .start(scheduler, cx, request, workers, manner);
         PENDING
@@ -565,11 +545,7 @@ impl Extensions {
         arguments: &mut Arguments<'_>,
         out: &mut Instructions,
     ) -> Result<(), Failure> {
-        let cx = &mut Context {
-            now,
-            waits: &mut self.waits,
-            out,
-        };
+        let cx = &mut Context::new(now, &mut self.waits, out);
         match arguments.op {
             "variable-future-received-confirm" => {
                 let (name, key) = (arguments.key("name")?, arguments.key("key")?);

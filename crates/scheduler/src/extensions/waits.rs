@@ -125,7 +125,11 @@ pub(super) struct Context<'a> {
     pub(super) out: &'a mut Instructions,
 }
 
-impl Context<'_> {
+impl<'a> Context<'a> {
+    pub(super) fn new(now: f64, waits: &'a mut Waits, out: &'a mut Instructions) -> Self {
+        Self { now, waits, out }
+    }
+
     /// Answers a request that waits, or just came in.
     pub(super) fn answer(&mut self, request: RequestId, result: Result<Value, Failure>) {
         self.waits.remove(request);
