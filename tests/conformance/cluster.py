@@ -422,16 +422,21 @@ class Cluster:
         return self.scheduler.returncode() is None
 
     def is_clean(self) -> bool:
-        """Whether the cluster answers, has its workers running and holds no task."""
+        """Whether the cluster answers, has its workers running and holds no task.
+
+        A cancelled task runs on in its thread, where the next test's cannot start.
+        """
         try:
             identity = self.identity()
             known = {
                 (address, info["status"])
                 for address, info in identity["workers"].items()
             }
-            return known == {
-                (w.address, "running") for w in self.workers
-            } and not self.call("who_has")
+            expected = {(w.address, "running") for w in self.workers}
+            if known != expected or self.call("who_has"):
+                return False
+            busy = self.call("broadcast", msg={"op": "call_stack", "keys": None})
+            return not any(busy.values())
         except (TimeoutError, OSError):
             return False
 

@@ -246,7 +246,7 @@ def test_a_task_that_failed(client):
             cause.exception_text,
             "as told" in cause.traceback_text,
             len(cause.erred_on),
-            dask_scheduler.erred_tasks[-1].key,
+            dask_scheduler.erred_tasks[0].key,
         )
 
     assert client.run_on_scheduler(read) == (
