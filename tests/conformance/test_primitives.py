@@ -575,6 +575,18 @@ def test_metadata_of_tasks_and_workers(client, name):
     assert client.get_metadata(key) == "from a task"
 
 
+def test_metadata_goes_with_the_task_of_its_name(client, name):
+    kept, key = name("meta"), name("inc")
+    future = client.submit(inc, 1, key=key)
+    client.set_metadata([key, "note"], 123)
+    client.set_metadata(kept, 456)
+    assert future.result() == 2
+    assert client.get_metadata([key, "note"]) == 123
+    future.release()
+    eventually(lambda: client.get_metadata(key, default="gone") == "gone")
+    assert client.get_metadata(kept) == 456
+
+
 def test_task_blocked_in_a_primitive_leaves_others_alone(client, name):
     started, release = name("started"), name("release")
     blocked = client.submit(signal_and_wait, started, release, "done", workers=["w0"])

@@ -108,6 +108,7 @@ fn concerns_extensions(instruction: &Instruction) -> bool {
         Instruction::LogEvent { .. }
         | Instruction::TaskRecord(_)
         | Instruction::BarrierLeft { .. }
+        | Instruction::TaskForgotten { .. }
         | Instruction::Restarted
         | Instruction::WorkerRemoved { .. } => true,
         Instruction::ToWorker { .. }
@@ -472,6 +473,10 @@ impl Extensions {
                     name,
                     stimulus_id,
                 });
+            }
+            Instruction::TaskForgotten { key } => {
+                self.metadata.forget(&key);
+                scheduler.announce_forgotten(&key, false);
             }
             Instruction::Restarted => {
                 self.shuffles.clear(cx);

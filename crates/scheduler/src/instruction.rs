@@ -88,6 +88,11 @@ pub enum Instruction {
         /// Why.
         stimulus_id: StimulusId,
     },
+    /// A task is forgotten of which an extension keeps something.
+    TaskForgotten {
+        /// Its key.
+        key: Key,
+    },
     /// `restart` has cleared all tasks: extensions clear what they keep.
     Restarted,
     /// Ask a graph helper to lay out a shuffle run; answered by

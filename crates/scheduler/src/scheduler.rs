@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use crate::bundles::Bundles;
 use crate::client::{ClientState, FIRE_AND_FORGET};
@@ -81,6 +81,8 @@ pub struct Scheduler {
     /// The worker that is being given queued tasks beyond its slots.
     pub(crate) ahead: Option<WorkerId>,
     pub(crate) pending_graphs: VecDeque<PendingGraph>,
+    /// Keys of which an extension wants to hear when their task is forgotten.
+    pub(crate) announced: HashSet<oxidask_wire::Key, foldhash::quality::RandomState>,
     /// Tasks that are let go by and by.
     pub(crate) lingering: Lingering,
     /// The last `compute-task-<time>`, with that time.
@@ -180,6 +182,7 @@ impl Scheduler {
             computations: VecDeque::new(),
             ahead: None,
             pending_graphs: VecDeque::new(),
+            announced: HashSet::default(),
             lingering: Lingering::default(),
             compute_stimulus: None,
             workers_added_total: 0,
@@ -603,6 +606,15 @@ impl Scheduler {
     /// Whether graphs are on their way in.
     pub fn has_pending_graphs(&self) -> bool {
         !self.pending_graphs.is_empty()
+    }
+
+    /// Whether `Instruction::TaskForgotten` tells that the task of a key is forgotten.
+    pub(crate) fn announce_forgotten(&mut self, key: &oxidask_wire::Key, announce: bool) {
+        if announce {
+            self.announced.insert(key.clone());
+        } else {
+            self.announced.remove(key);
+        }
     }
 
     /// Moves a task to another state, with the counters of its group and prefix.

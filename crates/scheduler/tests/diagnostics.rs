@@ -314,3 +314,23 @@ fn a_memory_sampler_looks_at_every_interval_and_ends_with_its_client() {
     let name = orphan.as_str().unwrap();
     assert_eq!(stopped, Err(format!("KeyError('{name}')")));
 }
+
+#[test]
+fn metadata_goes_with_the_task_of_its_name() {
+    let mut env = Env::new();
+    let client = env.add_client("client");
+    env.add_worker("tcp://a:1");
+    env.submit(client, &[("x", &[])], &["x"]);
+    for name in ["x", "y"] {
+        let fields = map! { "keys" => list(&[name, "note"]), "value" => 1 };
+        env.call("set_metadata", fields).unwrap();
+    }
+    let get = |env: &mut Env, name: &str| {
+        let fields = map! { "keys" => list(&[name, "note"]), "default" => "gone" };
+        env.call("get_metadata", fields).unwrap()
+    };
+    assert_eq!(get(&mut env, "x"), Value::from(1));
+    env.remove_client(client);
+    assert_eq!(get(&mut env, "x"), Value::from("gone"));
+    assert_eq!(get(&mut env, "y"), Value::from(1));
+}

@@ -78,6 +78,11 @@ impl Metadata {
         NONE
     }
 
+    /// The task of this name is forgotten.
+    pub(super) fn forget(&mut self, key: &Key) {
+        self.root.shift_remove(key);
+    }
+
     /// `get_metadata`: the value at the end of the path, or else `default`.
     pub(super) fn get(&self, path: &[Key], default: Option<Value>) -> Answer {
         let Some((first, rest)) = path.split_first() else {

@@ -295,7 +295,7 @@ impl Extensions {
 
     fn diagnostics(
         &mut self,
-        scheduler: &Scheduler,
+        scheduler: &mut Scheduler,
         now: f64,
         arguments: &mut Arguments<'_>,
         out: &mut Instructions,
@@ -315,7 +315,12 @@ impl Extensions {
             "set_metadata" => {
                 let path = arguments.keys("keys")?;
                 let value = arguments.optional("value").unwrap_or_default();
-                self.metadata.set(path, &value)
+                let first = path.first().cloned();
+                let answer = self.metadata.set(path, &value)?;
+                if let Some(first) = first {
+                    scheduler.announce_forgotten(&first, true);
+                }
+                Ok(answer)
             }
             "get_metadata" => {
                 let path = arguments.keys("keys")?;

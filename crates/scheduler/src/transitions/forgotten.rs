@@ -6,7 +6,7 @@ use oxidask_wire::Value;
 
 use crate::graph::RunSpec;
 use crate::id::TaskId;
-use crate::instruction::ToClient;
+use crate::instruction::{Instruction, ToClient};
 use crate::scheduler::{Cx, Scheduler};
 use crate::task::State;
 
@@ -61,6 +61,10 @@ impl Scheduler {
             self.drop_idle_client(client);
         }
         let ts = &self.tasks[task];
+        if self.announced.contains(&ts.key) {
+            let key = ts.key.clone();
+            cx.out.push(Instruction::TaskForgotten { key });
+        }
         self.story.keep_key(task, ts.birth, &ts.key);
         self.tasks.remove(task);
     }

@@ -253,6 +253,7 @@ fn happening(core: &Scheduler, instruction: &Instruction) -> Option<Happening> {
         | Instruction::ExplodeBundle { .. }
         | Instruction::Reply { .. }
         | Instruction::BarrierLeft { .. }
+        | Instruction::TaskForgotten { .. }
         | Instruction::CreateShuffleRun(_)
         | Instruction::ShuffleInputsDone { .. }
         | Instruction::Log { .. } => None,

@@ -33,6 +33,7 @@ impl Shell {
             // Read by the extensions before this.
             Instruction::TaskRecord(_)
             | Instruction::BarrierLeft { .. }
+            | Instruction::TaskForgotten { .. }
             | Instruction::Restarted
             | Instruction::LogEvent { .. } => {}
         }

@@ -204,6 +204,7 @@ fn hook(core: &Scheduler, instruction: &Instruction) -> Option<(&'static str, Ma
         | Instruction::Reply { .. }
         | Instruction::TaskRecord(_)
         | Instruction::BarrierLeft { .. }
+        | Instruction::TaskForgotten { .. }
         | Instruction::CreateShuffleRun(_)
         | Instruction::ShuffleInputsDone { .. }
         | Instruction::Log { .. } => None,
