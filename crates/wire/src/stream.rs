@@ -1,14 +1,21 @@
 //! Messages on the streams between scheduler, clients and workers.
 //!
-//! Each direction has an enum of the operations that a scheduler acts on; what
-//! comes in beside them is `Other`. Unknown fields of a known operation are
+//! Each direction has an enum of the operations that the receiver acts on; what
+//! comes in beside them is `Other`. `incoming` and `outgoing` are the scheduler's
+//! view, `worker` is that of a worker. Unknown fields of a known operation are
 //! ignored; a missing one is an error that names it.
 
+#[macro_use]
 mod incoming;
 mod outgoing;
+mod worker;
 
 pub use incoming::{
     ClientMessage, TaskErred, TaskFinished, UpdateGraph, WorkerMessage, decode_client_batch,
     decode_worker_batch,
 };
 pub use outgoing::{ComputeTask, Dependency, Number, RunSpec, ToClient, ToWorker};
+pub use worker::{
+    AskedComputeTask, ErredTask, FinishedTask, SchedulerMessage, StartStop, ToScheduler,
+    decode_scheduler_batch,
+};

@@ -16,7 +16,8 @@ use bytes::Bytes;
 use oxidask_wire::frame::{Decoder, Limits, to_stream};
 use oxidask_wire::handshake::Handshake;
 use oxidask_wire::stream::{
-    ClientMessage, WorkerMessage, decode_client_batch, decode_worker_batch,
+    ClientMessage, SchedulerMessage, WorkerMessage, decode_client_batch, decode_scheduler_batch,
+    decode_worker_batch,
 };
 use oxidask_wire::{Frames, Key, Map, Value, decode, encode};
 use serde_json::json;
@@ -249,4 +250,38 @@ fn free_keys_of_a_tuple_key_is_other_to_a_scheduler() {
         "('sum-158217041e68c0d59fce4899d18de602', 1, 0)"
     );
     assert_eq!(key.key_split(), "sum");
+}
+
+#[test]
+fn compute_task_is_typed_for_a_worker() {
+    let batch = decode_scheduler_batch(&sample("compute-task-with-deps.bin")).unwrap();
+    let tasks: Vec<_> = batch
+        .iter()
+        .map(|message| match message {
+            SchedulerMessage::ComputeTask(task) => task,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    for task in &tasks {
+        assert_eq!(task.priority.len(), 3);
+        assert!(task.stimulus_id.starts_with("compute-task-"));
+        assert!(task.run_spec.as_pickled().is_some());
+        let dependencies: Vec<_> = task.who_has.iter().map(|(key, _)| key).collect();
+        let sized: Vec<_> = task.nbytes.iter().map(|(key, _)| key).collect();
+        assert_eq!(dependencies, sized);
+        assert!(task.who_has.iter().all(|(_, holders)| !holders.is_empty()));
+        assert_eq!((task.actor, task.annotations.len()), (false, 0));
+        assert!(task.span_id.is_some());
+    }
+    assert!(tasks.iter().any(|task| !task.who_has.is_empty()));
+}
+
+#[test]
+fn free_keys_is_typed_for_a_worker() {
+    let batch = decode_scheduler_batch(&sample("free-keys-tuple-key.bin")).unwrap();
+    let [SchedulerMessage::FreeKeys { keys, stimulus_id }] = batch.as_slice() else {
+        panic!("{batch:?}");
+    };
+    assert_eq!(keys[0].key_split(), "sum");
+    assert!(!stimulus_id.is_empty());
 }

@@ -247,13 +247,13 @@ pub fn decode_worker_batch(frames: &[Bytes]) -> Result<Vec<WorkerMessage>> {
 }
 
 /// One stream message whose head was read.
-struct Message<'r, 'a, 'f> {
-    reader: &'r mut Reader<'a>,
-    decoder: &'r mut Decoder<'f>,
-    fields_count: usize,
+pub(super) struct Message<'r, 'a, 'f> {
+    pub(super) reader: &'r mut Reader<'a>,
+    pub(super) decoder: &'r mut Decoder<'f>,
+    pub(super) fields_count: usize,
 }
 
-fn decode_batch<M>(
+pub(super) fn decode_batch<M>(
     frames: &[Bytes],
     decode: impl Fn(&str, Message<'_, '_, '_>) -> Result<M>,
 ) -> Result<Vec<M>> {
@@ -315,7 +315,7 @@ fn operation<'a>(reader: &mut Reader<'a>, fields_count: usize) -> Result<&'a str
     Err(missing("stream message", "op"))
 }
 
-fn missing(message: &'static str, field: &'static str) -> Error {
+pub(super) fn missing(message: &'static str, field: &'static str) -> Error {
     Error::MissingField { message, field }
 }
 
@@ -564,11 +564,14 @@ fn task_erred(mut m: Message<'_, '_, '_>) -> Result<TaskErred> {
 }
 
 impl Message<'_, '_, '_> {
-    fn value(&mut self) -> Result<Value> {
+    pub(super) fn value(&mut self) -> Result<Value> {
         self.decoder.value(self.reader)
     }
 
-    fn optional<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T>) -> Result<Option<T>> {
+    pub(super) fn optional<T>(
+        &mut self,
+        read: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<Option<T>> {
         if self.reader.nil() {
             return Ok(None);
         }
@@ -582,7 +585,7 @@ impl Message<'_, '_, '_> {
         }
     }
 
-    fn wrong(&self, expected: &'static str, found: &Value) -> Error {
+    pub(super) fn wrong(&self, expected: &'static str, found: &Value) -> Error {
         Error::UnexpectedType {
             field: self.reader.field(),
             expected,
@@ -591,7 +594,7 @@ impl Message<'_, '_, '_> {
     }
 
     /// Keys in a list, tuple or set.
-    fn keys(&mut self) -> Result<Vec<Key>> {
+    pub(super) fn keys(&mut self) -> Result<Vec<Key>> {
         let start = self.reader.position();
         if let Token::Array(count) = self.reader.token()? {
             // As with messages: a key takes more memory than one byte.
@@ -609,7 +612,7 @@ impl Message<'_, '_, '_> {
         }
     }
 
-    fn who_has(&mut self) -> Result<Vec<(Key, Vec<Str>)>> {
+    pub(super) fn who_has(&mut self) -> Result<Vec<(Key, Vec<Str>)>> {
         let count = self.reader.map_len()?;
         let mut who_has = Vec::with_capacity(count.min(1024));
         for _ in 0..count {
@@ -624,7 +627,7 @@ impl Message<'_, '_, '_> {
         Ok(who_has)
     }
 
-    fn ints_by_key(&mut self) -> Result<Vec<(Key, i64)>> {
+    pub(super) fn ints_by_key(&mut self) -> Result<Vec<(Key, i64)>> {
         let count = self.reader.map_len()?;
         let mut ints = Vec::with_capacity(count.min(1024));
         for _ in 0..count {
@@ -633,7 +636,7 @@ impl Message<'_, '_, '_> {
         Ok(ints)
     }
 
-    fn key_and_stimulus(mut self, op: &'static str) -> Result<(Key, Str)> {
+    pub(super) fn key_and_stimulus(mut self, op: &'static str) -> Result<(Key, Str)> {
         let m = &mut self;
         fields! { m;
             key = "key" => m.reader.key()?;
@@ -645,7 +648,7 @@ impl Message<'_, '_, '_> {
         ))
     }
 
-    fn keys_and_stimulus(mut self, op: &'static str) -> Result<(Vec<Key>, Str)> {
+    pub(super) fn keys_and_stimulus(mut self, op: &'static str) -> Result<(Vec<Key>, Str)> {
         let m = &mut self;
         fields! { m;
             keys = "keys" => m.keys()?;
@@ -658,7 +661,7 @@ impl Message<'_, '_, '_> {
     }
 
     /// The name of a status, which may also come as an enum member.
-    fn status(&mut self) -> Result<Str> {
+    pub(super) fn status(&mut self) -> Result<Str> {
         match self.value()? {
             Value::Str(name) => Ok(name),
             Value::Enum(member) => Ok(member.name),
@@ -666,14 +669,14 @@ impl Message<'_, '_, '_> {
         }
     }
 
-    fn without_fields<M>(self, message: M) -> Result<M> {
+    pub(super) fn without_fields<M>(self, message: M) -> Result<M> {
         for _ in 0..2 * self.fields_count {
             self.reader.skip()?;
         }
         Ok(message)
     }
 
-    fn other(mut self) -> Result<(Str, Map)> {
+    pub(super) fn other(mut self) -> Result<(Str, Map)> {
         let mut op = None;
         let mut fields = Map::new();
         for _ in 0..self.fields_count {
