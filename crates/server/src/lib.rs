@@ -1,4 +1,4 @@
-//! Process shells: the scheduler, its graph helper, configuration.
+//! Process shells: the scheduler, its graph helper, the worker, configuration.
 //!
 //! The only place where a core meets sockets, clocks and processes.
 
@@ -11,3 +11,4 @@ pub mod options;
 pub mod scheduler;
 pub mod security;
 pub mod versions;
+pub mod worker;

@@ -12,7 +12,7 @@ mod args;
 mod client_stream;
 mod config;
 mod feed;
-mod gather;
+pub(crate) mod gather;
 mod helper_work;
 mod idle;
 mod info;

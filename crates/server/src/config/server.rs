@@ -136,6 +136,30 @@ impl Config {
         cert: Option<TlsSource>,
         key: Option<TlsSource>,
     ) -> Result<Security, ConfigError> {
+        self.security_of("scheduler", ca_file, cert, key)
+    }
+
+    /// As [`security`](Self::security), for a worker.
+    ///
+    /// # Errors
+    ///
+    /// As [`security`](Self::security).
+    pub fn worker_security(
+        &self,
+        ca_file: Option<TlsSource>,
+        cert: Option<TlsSource>,
+        key: Option<TlsSource>,
+    ) -> Result<Security, ConfigError> {
+        self.security_of("worker", ca_file, cert, key)
+    }
+
+    fn security_of(
+        &self,
+        role: &str,
+        ca_file: Option<TlsSource>,
+        cert: Option<TlsSource>,
+        key: Option<TlsSource>,
+    ) -> Result<Security, ConfigError> {
         let tls = "distributed.comm.tls";
         let given = ca_file.is_some() || cert.is_some() || key.is_some();
         let require_encryption = match self.get("distributed.comm.require-encryption") {
@@ -152,8 +176,8 @@ impl Config {
         Ok(Security {
             require_encryption,
             ca_file: or_configured(ca_file, "ca-file")?,
-            cert: or_configured(cert, "scheduler.cert")?,
-            key: or_configured(key, "scheduler.key")?,
+            cert: or_configured(cert, &format!("{role}.cert"))?,
+            key: or_configured(key, &format!("{role}.key"))?,
             ciphers: self.optional_text(&format!("{tls}.ciphers"))?,
             min_version: self
                 .tls_version(&format!("{tls}.min-version"))?

@@ -10,7 +10,7 @@ use oxidask_wire::{Key, Value};
 /// any more. Holds no connection: it says what to do next and is told what came
 /// of it.
 #[derive(Debug, Default)]
-pub(super) struct GatherPlan {
+pub(crate) struct GatherPlan {
     /// Keys whose holders are to be looked up.
     unlocated: Vec<Key>,
     /// Keys to fetch and where they may be had.
@@ -25,7 +25,7 @@ pub(super) struct GatherPlan {
 
 /// What to do next.
 #[derive(Debug, PartialEq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// Look up the holders of these keys.
     Locate(Vec<Key>),
     /// Ask each worker for its keys, all at once.
@@ -43,7 +43,7 @@ pub(super) enum Step {
 
 /// What came of asking a worker.
 #[derive(Debug)]
-pub(super) enum Answer {
+pub(crate) enum Answer {
     /// Values; keys that it does not have are left out.
     Data(HashMap<Key, Value>),
     /// It answers too many others.
@@ -55,14 +55,14 @@ pub(super) enum Answer {
 }
 
 impl GatherPlan {
-    pub(super) fn new(keys: Vec<Key>) -> Self {
+    pub(crate) fn new(keys: Vec<Key>) -> Self {
         Self {
             unlocated: keys,
             ..Self::default()
         }
     }
 
-    pub(super) fn step(&mut self) -> Step {
+    pub(crate) fn step(&mut self) -> Step {
         if !self.unlocated.is_empty() {
             return Step::Locate(std::mem::take(&mut self.unlocated));
         }
@@ -97,7 +97,7 @@ impl GatherPlan {
     }
 
     /// The holders of keys, as the scheduler knows them. A key without any fails.
-    pub(super) fn located(&mut self, located: Vec<(Key, Vec<Arc<str>>)>) {
+    pub(crate) fn located(&mut self, located: Vec<(Key, Vec<Arc<str>>)>) {
         for (key, mut holders) in located {
             holders.retain(|holder| !self.missing_workers.contains(holder));
             if holders.is_empty() {
@@ -108,7 +108,7 @@ impl GatherPlan {
         }
     }
 
-    pub(super) fn answered(&mut self, worker: &Arc<str>, keys: Vec<Key>, answer: Answer) {
+    pub(crate) fn answered(&mut self, worker: &Arc<str>, keys: Vec<Key>, answer: Answer) {
         match answer {
             Answer::Data(mut data) => {
                 for key in keys {

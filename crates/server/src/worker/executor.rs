@@ -1,0 +1,257 @@
+//! What runs tasks and knows values: an interpreter, behind a trait.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use futures_util::future::BoxFuture;
+use oxidask_wire::{Key, Map, Serialized, Str, Value};
+use oxidask_worker::State;
+use oxidask_worker::task::{TaskFailure, ValueType};
+
+use super::handle::WorkerHandle;
+
+/// A live value. Only the executor knows what it is.
+pub type Object = Arc<dyn Any + Send + Sync>;
+
+/// Runs tasks, and does with values what takes the language they are written in.
+///
+/// The shell calls this from its own threads and must never wait there: a method
+/// that is not `async` returns at once, whatever tasks are doing. What a future
+/// waits for delays the one request that it belongs to.
+pub trait Executor: Send + Sync + 'static {
+    /// Gets ready, before the worker registers. `worker` is the way back to it.
+    ///
+    /// # Errors
+    /// Why no task can be run: the worker does not start.
+    fn start(&self, worker: WorkerHandle) -> BoxFuture<'_, Result<Introduction, Arc<TaskFailure>>>;
+
+    /// Runs tasks, best first, each in the pool that its annotation `executor`
+    /// names. They are as many as may run at a time: nothing waits for a thread
+    /// that the worker does not know of.
+    ///
+    /// Each is answered by one call of [`WorkerHandle::executed`], whatever
+    /// happens; also a task that was cancelled meanwhile.
+    fn execute(&self, tasks: Vec<Task>);
+
+    /// Takes values in that came from a peer or a client, as they were on the
+    /// wire: serialised ones, or plain msgpack. Gives them back in the same order,
+    /// deserialised or not.
+    fn receive(&self, values: Vec<(Key, Value)>) -> BoxFuture<'_, Vec<Received>>;
+
+    /// Serialises values for others, by these families only (`dask`, `pickle`, …;
+    /// `None`: the default ones), in the same order. A value that cannot be
+    /// serialised becomes [`Serialized::error`].
+    fn serialize(
+        &self,
+        values: Vec<Outgoing>,
+        serializers: Option<Vec<Str>>,
+    ) -> BoxFuture<'_, Vec<Serialized>>;
+
+    /// Answers a request that is not the shell's: `run`, `run_coroutine`,
+    /// `actor_execute`, `actor_attribute`, `plugin-add`, `plugin-remove`,
+    /// `upload_file`, `call_stack`, `profile`, `profile_metadata`, `benchmark_…`,
+    /// and what plug-ins add (`shuffle_receive`). `None`: there is no such operation.
+    fn call(&self, request: Request) -> BoxFuture<'_, Option<Answer>>;
+
+    /// Takes a message of the scheduler's stream that is not the core's
+    /// (`shuffle-fail`), in the order of the stream. False: there is no such operation.
+    fn stream_message(&self, op: &str, fields: Map) -> bool;
+
+    /// What goes with a heartbeat. Must not wait for anything.
+    fn heartbeat(&self) -> Heartbeat {
+        Heartbeat::default()
+    }
+
+    /// Drops values that are no longer kept. Peers and tasks may still hold some.
+    fn release(&self, values: Vec<Arc<Datum>>) {
+        drop(values);
+    }
+
+    /// A task went from one state to another; only if [`Introduction::wants_transitions`].
+    fn transition(&self, key: &Key, start: State, finish: State) {
+        let _ = (key, start, finish);
+    }
+
+    /// The worker closes: tears plug-ins down, while the scheduler still listens.
+    fn teardown(&self) -> BoxFuture<'_, ()>;
+
+    /// Stops the threads, waits for running tasks if `wait`, and lets go of the
+    /// [`WorkerHandle`]. Comes last, also without `teardown` if the worker could
+    /// not be started.
+    fn close(&self, wait: bool) -> BoxFuture<'_, ()>;
+}
+
+/// What an executor says of itself.
+#[derive(Clone, Debug, Default)]
+pub struct Introduction {
+    /// The map of `distributed.versions.get_versions`.
+    pub versions: Value,
+    /// `extra` of the registration: `startup_information`.
+    pub startup_information: Map,
+    /// Calls [`Executor::transition`].
+    pub wants_transitions: bool,
+}
+
+/// A task to run.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// Which.
+    pub key: Key,
+    /// How, as it came from the scheduler: a pickle of a graph node.
+    pub run_spec: Value,
+    /// What it needs.
+    pub inputs: Vec<(Key, Input)>,
+    /// `executor` names the pool; the rest is for the task itself.
+    pub annotations: Map,
+    /// Group of metrics.
+    pub span_id: Option<Str>,
+    /// The result is an actor, which stays here.
+    pub is_actor: bool,
+}
+
+/// What a task needs.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A value.
+    Value(Arc<Datum>),
+    /// An actor that lives here: the task gets a proxy of it.
+    Actor(Arc<Datum>),
+}
+
+/// A value to send, or an actor of which a proxy is sent.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// Its key.
+    pub key: Key,
+    /// The value.
+    pub datum: Arc<Datum>,
+    /// Send a proxy.
+    pub is_actor: bool,
+}
+
+/// A value taken in, or why it cannot be used.
+pub type Received = Result<Arc<Datum>, Arc<TaskFailure>>;
+
+/// What came of a task.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// It returned.
+    Finished {
+        /// What.
+        value: Arc<Datum>,
+        /// When and where it ran.
+        ran: Ran,
+    },
+    /// It raised.
+    Erred {
+        /// What.
+        failure: Arc<TaskFailure>,
+        /// When and where it ran; `None` if it could not be started.
+        ran: Option<Ran>,
+    },
+    /// It raised `Reschedule`.
+    Reschedule,
+}
+
+/// When and where a task ran.
+#[derive(Clone, Debug, Default)]
+pub struct Ran {
+    /// In seconds since the epoch, by this machine's clock.
+    pub start: f64,
+    /// As `start`.
+    pub stop: f64,
+    /// Identity of the thread.
+    pub thread: u64,
+    /// Figures of the run, such as `("thread-cpu", "seconds", 0.1)`.
+    pub metrics: Vec<(&'static str, &'static str, f64)>,
+}
+
+/// A request for the executor.
+#[derive(Debug)]
+pub struct Request {
+    /// What.
+    pub op: Str,
+    /// Keyword arguments.
+    pub args: Map,
+}
+
+/// The answer to a request, or what it raised.
+pub type Answer = Result<Value, Arc<TaskFailure>>;
+
+/// What an executor adds to a heartbeat.
+#[derive(Clone, Debug, Default)]
+pub struct Heartbeat {
+    /// Metrics by name, the user's for one; those of the shell go first.
+    pub metrics: Map,
+    /// By extension: `shuffle`. The shell adds `spans`.
+    pub extensions: Map,
+}
+
+/// A value that the worker keeps: live, serialised, or both.
+pub struct Datum {
+    /// Bytes in memory, by `sizeof`.
+    pub nbytes: i64,
+    /// Its class.
+    pub r#type: Arc<ValueType>,
+    object: OnceLock<Object>,
+    serialized: OnceLock<Serialized>,
+}
+
+impl Datum {
+    /// A live value, with its serialised form where that came cheap.
+    pub fn live(
+        object: Object,
+        serialized: Option<Serialized>,
+        nbytes: i64,
+        r#type: Arc<ValueType>,
+    ) -> Self {
+        Self {
+            nbytes,
+            r#type,
+            object: OnceLock::from(object),
+            serialized: serialized.map_or_else(OnceLock::new, OnceLock::from),
+        }
+    }
+
+    /// A value that nobody has deserialised yet.
+    pub fn serialized(serialized: Serialized, nbytes: i64, r#type: Arc<ValueType>) -> Self {
+        Self {
+            nbytes,
+            r#type,
+            object: OnceLock::new(),
+            serialized: OnceLock::from(serialized),
+        }
+    }
+
+    /// The live value, if there is one.
+    pub fn object(&self) -> Option<&Object> {
+        self.object.get()
+    }
+
+    /// Keeps what came of deserialising it; the first one counts.
+    pub fn set_object(&self, object: Object) -> &Object {
+        self.object.get_or_init(|| object)
+    }
+
+    /// The serialised form, if there is one.
+    pub fn as_serialized(&self) -> Option<&Serialized> {
+        self.serialized.get()
+    }
+
+    /// Keeps the serialised form for the next one who asks; the first one counts.
+    pub fn set_serialized(&self, serialized: Serialized) -> &Serialized {
+        self.serialized.get_or_init(|| serialized)
+    }
+}
+
+impl fmt::Debug for Datum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Datum")
+            .field("nbytes", &self.nbytes)
+            .field("type", &self.r#type.name)
+            .field("is_live", &self.object.get().is_some())
+            .field("is_serialized", &self.serialized.get().is_some())
+            .finish()
+    }
+}

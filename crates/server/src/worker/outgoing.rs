@@ -1,0 +1,223 @@
+//! Instructions carried out: messages to the scheduler, tasks, transfers, values.
+
+use std::sync::Arc;
+
+use oxidask_wire::stream::{self, ErredTask, FinishedTask, ToScheduler};
+use oxidask_wire::{Key, Value};
+use oxidask_worker::instruction::{Execute, GatherDep};
+use oxidask_worker::task::{StartStop, TaskFailure};
+use oxidask_worker::{Event, Instruction, SendMessageToScheduler, State};
+use tracing::error;
+
+use super::executor::Task;
+use super::failure;
+use super::shell::{Shell, Stimulus, now, stimulus_id};
+use super::transfer;
+
+impl Shell {
+    pub(super) fn carry_out(&mut self, instruction: Instruction) {
+        match instruction {
+            Instruction::SendMessageToScheduler(message) => self.send(&message),
+            Instruction::Execute(execute) => self.execute(&execute),
+            Instruction::GatherDep(gather) => self.gather_dep(gather),
+            Instruction::RetryBusyWorkerLater(retry) => {
+                let handle = self.handle.clone();
+                self.transfers
+                    .spawn(transfer::retry_busy_worker_later(handle, retry.worker));
+            }
+            Instruction::StoreData { key } => self.store_data(key),
+            Instruction::ReleaseData { key } => {
+                self.to_release.extend(self.store.remove(&key));
+            }
+            Instruction::Transition { key, start, finish } => {
+                if self.wants_transitions {
+                    self.handle.executor.transition(&key, start, finish);
+                }
+            }
+        }
+    }
+
+    fn store_data(&mut self, key: Key) {
+        let datum = self
+            .values
+            .swap_remove(&key)
+            .expect("the core stores only what came with the event");
+        let is_actor = self.core.find_task(&key).is_some_and(|ts| ts.is_actor);
+        self.to_release
+            .extend(self.store.insert(key, datum, is_actor));
+    }
+
+    fn execute(&mut self, execute: &Execute) {
+        let key = execute.key.clone();
+        if !self.status.is_any_running() {
+            // For the core's sake; the scheduler has forgotten this worker.
+            let event = Event::Reschedule { key };
+            self.queue
+                .push_back(Stimulus::new(stimulus_id("worker-closing"), event));
+            return;
+        }
+        let ts = self
+            .core
+            .find_task(&key)
+            .expect("a task that is executed is known");
+        let run_id = ts.run_id;
+        match self.task(&key) {
+            Ok(task) => {
+                self.core.set_start_time(&key, now());
+                self.running.insert(key, run_id);
+                self.to_execute.push(task);
+            }
+            Err(failure) => {
+                if ts.state.is_running() {
+                    error!(
+                        target: "distributed.worker",
+                        "Exception during execution of task {key}: {}", failure.exception_text
+                    );
+                }
+                let event = Event::ExecuteFailure {
+                    key,
+                    run_id,
+                    failure,
+                    startstops: Vec::new(),
+                    thread: None,
+                };
+                self.queue
+                    .push_back(Stimulus::new(stimulus_id("execute-unknown-error"), event));
+            }
+        }
+    }
+
+    /// A task with its inputs. They may be gone if it was cancelled before it began.
+    fn task(&self, key: &Key) -> Result<Task, Arc<TaskFailure>> {
+        let ts = self
+            .core
+            .find_task(key)
+            .expect("a task that is executed is known");
+        let run_spec = ts
+            .run_spec
+            .clone()
+            .ok_or_else(|| failure::builtin("ValueError", "The task has no run_spec"))?;
+        let mut inputs = Vec::new();
+        for dependency in self.core.dependencies(ts) {
+            let key = &dependency.key;
+            let input = self.store.input(key);
+            inputs.push((
+                key.clone(),
+                input.ok_or_else(|| failure::missing_input(key))?,
+            ));
+        }
+        Ok(Task {
+            key: key.clone(),
+            run_spec,
+            inputs,
+            annotations: ts.annotations.clone(),
+            span_id: ts.span_id.clone(),
+            is_actor: ts.is_actor,
+        })
+    }
+
+    fn gather_dep(&mut self, gather: GatherDep) {
+        if !self.status.is_any_running() {
+            let event = Event::GatherDepFailure {
+                worker: gather.worker,
+                total_nbytes: gather.total_nbytes,
+                failure: failure::builtin("RuntimeError", "Worker is shutting down"),
+            };
+            self.queue
+                .push_back(Stimulus::new(stimulus_id("worker-closing"), event));
+            return;
+        }
+        self.core.log_transfer(
+            now(),
+            "request-dep",
+            &gather.worker,
+            gather.to_gather.clone(),
+            &gather.stimulus_id,
+        );
+        let handle = self.handle.clone();
+        self.transfers.spawn(transfer::gather_dep(handle, gather));
+    }
+
+    fn send(&self, message: &SendMessageToScheduler) {
+        let startstops;
+        let message = match message {
+            SendMessageToScheduler::TaskFinished(task) => {
+                startstops = wire_startstops(&task.startstops);
+                ToScheduler::TaskFinished(FinishedTask {
+                    key: &task.key,
+                    run_id: task.run_id,
+                    nbytes: task.nbytes,
+                    r#type: &task.r#type.pickled,
+                    typename: &task.r#type.name,
+                    metadata: &task.metadata,
+                    thread: task.thread,
+                    startstops: &startstops,
+                    stimulus_id: task.stimulus_id.as_str(),
+                })
+            }
+            SendMessageToScheduler::TaskErred(task) => {
+                startstops = wire_startstops(&task.startstops);
+                ToScheduler::TaskErred(ErredTask {
+                    key: &task.key,
+                    run_id: task.run_id,
+                    exception: &task.failure.exception,
+                    traceback: &task.failure.traceback,
+                    exception_text: &task.failure.exception_text,
+                    traceback_text: &task.failure.traceback_text,
+                    thread: task.thread,
+                    startstops: &startstops,
+                    stimulus_id: task.stimulus_id.as_str(),
+                })
+            }
+            SendMessageToScheduler::ReleaseWorkerData(msg) => ToScheduler::ReleaseWorkerData {
+                key: &msg.key,
+                stimulus_id: msg.stimulus_id.as_str(),
+            },
+            SendMessageToScheduler::Reschedule(msg) => ToScheduler::Reschedule {
+                key: &msg.key,
+                stimulus_id: msg.stimulus_id.as_str(),
+            },
+            SendMessageToScheduler::LongRunning(msg) => ToScheduler::LongRunning {
+                key: &msg.key,
+                run_id: msg.run_id,
+                compute_duration: msg.compute_duration,
+                stimulus_id: msg.stimulus_id.as_str(),
+            },
+            SendMessageToScheduler::AddKeys(msg) => ToScheduler::AddKeys {
+                keys: &msg.keys,
+                stimulus_id: msg.stimulus_id.as_str(),
+            },
+            SendMessageToScheduler::RequestRefreshWhoHas(msg) => {
+                ToScheduler::RequestRefreshWhoHas {
+                    keys: &msg.keys,
+                    stimulus_id: msg.stimulus_id.as_str(),
+                }
+            }
+            SendMessageToScheduler::StealResponse(msg) => ToScheduler::StealResponse {
+                key: &msg.key,
+                state: msg.state.map(State::name),
+                stimulus_id: msg.stimulus_id.as_str(),
+            },
+        };
+        self.tell_scheduler(&message);
+    }
+
+    /// Publishes that the worker closes.
+    pub(super) fn log_closing(&self, reason: &str) {
+        let message = oxidask_wire::map! { "action" => "closing-worker", "reason" => reason };
+        let address = &self.handle.settings.address;
+        self.log_event(&Value::from(address), &Value::Map(message));
+    }
+}
+
+fn wire_startstops(startstops: &[StartStop]) -> Vec<stream::StartStop> {
+    startstops
+        .iter()
+        .map(|startstop| stream::StartStop {
+            action: startstop.action.name(),
+            start: startstop.start,
+            stop: startstop.stop,
+            source: startstop.source.clone(),
+        })
+        .collect()
+}

@@ -1,0 +1,194 @@
+//! One incoming connection: requests of the scheduler, of peers and of clients.
+
+use std::sync::Arc;
+
+use oxidask_comm::{Address, Connection, Incoming, Reader, Writer};
+use oxidask_wire::{Frames, Map, Str, Value, message};
+use tracing::{debug, warn};
+
+use super::args::Args;
+use super::shell::ShellHandle;
+use super::{failure, rpc};
+
+/// Serves a new connection until it ends.
+pub(super) async fn serve(incoming: Incoming, handle: ShellHandle) {
+    let peer = incoming.peer().clone();
+    match incoming.establish().await {
+        Ok(connection) => Server { handle, peer }.run(connection).await,
+        Err(error) => {
+            debug!(target: "distributed.worker", %peer, %error, "connection was not established");
+        }
+    }
+}
+
+struct Server {
+    handle: ShellHandle,
+    peer: Address,
+}
+
+/// What a request asks of the dispatcher itself.
+struct Request {
+    op: Str,
+    args: Args,
+    /// Write the return value?
+    reply: bool,
+    /// Close after the reply?
+    close: bool,
+}
+
+impl Server {
+    async fn run(self, connection: Connection) {
+        let (mut reader, mut writer, _) = connection.split();
+        loop {
+            let frames = tokio::select! {
+                frames = reader.read() => frames,
+                _ = self.handle.closing() => break,
+            };
+            let frames = match frames {
+                Ok(frames) => frames,
+                Err(oxidask_comm::Error::Closed { in_message: false }) => break,
+                Err(error) => {
+                    warn!(target: "distributed.core", "closing the connection to {}: {error}", self.peer);
+                    break;
+                }
+            };
+            let request = match request(&frames) {
+                Ok(Some(request)) => request,
+                Ok(None) => {
+                    warn!(
+                        target: "distributed.core",
+                        "closing the connection to {}: a request must be a map with an `op`", self.peer
+                    );
+                    break;
+                }
+                Err(error) => {
+                    // The next message begins at a known place, so the connection can go on.
+                    let text = format!("cannot decode the message: {error}");
+                    let failure = failure::builtin("ValueError", &text);
+                    let reply = failure::message("uncaught-error", &failure);
+                    if writer.write(&message::encode(&reply)).await.is_err() {
+                        break;
+                    }
+                    continue;
+                }
+            };
+            drop(frames);
+            if self
+                .handle(request, &mut reader, &mut writer)
+                .await
+                .is_none()
+            {
+                break;
+            }
+        }
+        // The peer may have gone first.
+        let _ = writer.close().await;
+    }
+
+    /// `None` ends the connection.
+    async fn handle(
+        &self,
+        request: Request,
+        reader: &mut Reader,
+        writer: &mut Writer,
+    ) -> Option<()> {
+        let Request {
+            op,
+            args,
+            reply,
+            close,
+        } = request;
+        let answer = if self.handle.settings.blocked_handlers.contains(&*op) {
+            let text = format!(
+                "The '{op}' handler has been explicitly disallowed in Worker, possibly due to security concerns."
+            );
+            Err(failure::builtin("ValueError", &text))
+        } else if op == "close" {
+            if reply {
+                // The peer may be gone already, as it wanted.
+                let _ = writer.write(&message::encode(&"OK".into())).await;
+            }
+            return None;
+        } else if op == "get_data" {
+            match rpc::get_data(&self.handle, args, &self.peer, reader, writer).await? {
+                // Answered and acknowledged.
+                Ok(()) => return (!close).then_some(()),
+                Err(answer) => answer,
+            }
+        } else {
+            rpc::call(&self.handle, op.clone(), args).await
+        };
+        if reply {
+            let value = answer.unwrap_or_else(|failure| {
+                warn!(
+                    target: "distributed.core",
+                    "Exception while handling op {op}: {}", failure.exception_text
+                );
+                failure::message("uncaught-error", &failure)
+            });
+            if let Err(error) = writer.write(&message::encode(&value)).await {
+                debug!(target: "distributed.core", peer = %self.peer, %error, "reply was not taken");
+                return None;
+            }
+        }
+        (!close).then_some(())
+    }
+}
+
+fn request(frames: &Frames) -> Result<Option<Request>, oxidask_wire::Error> {
+    let Value::Map(mut fields) = message::decode(frames)? else {
+        return Ok(None);
+    };
+    let Some(op) = fields.take("op").and_then(Value::into_str) else {
+        return Ok(None);
+    };
+    let flag = |fields: &mut Map, name, default| {
+        let flag = fields.take(name).and_then(|value| value.as_bool());
+        flag.unwrap_or(default)
+    };
+    let reply = flag(&mut fields, "reply", true);
+    let close = flag(&mut fields, "close", false);
+    Ok(Some(Request {
+        op: op.detached(),
+        args: Args(fields),
+        reply,
+        close,
+    }))
+}
+
+/// Accepts connections until the worker closes.
+pub(super) async fn accept(listener: oxidask_comm::Listener, handle: ShellHandle) {
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        tokio::select! {
+            incoming = listener.accept() => match incoming {
+                Ok(incoming) => {
+                    connections.spawn(serve(incoming, handle.clone()));
+                }
+                Err(error) => {
+                    tracing::error!(target: "distributed.core", "{error}; the worker closes");
+                    handle.close("listener-failed", false);
+                    break;
+                }
+            },
+            Some(ended) = connections.join_next() => {
+                if let Err(error) = ended {
+                    tracing::error!(target: "distributed.core", %error, "a connection's task panicked");
+                }
+            }
+            _ = handle.closing() => break,
+        }
+    }
+    // The listener goes first, so that nobody new comes.
+    drop(listener);
+    let all_ended = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(super::CLOSE_TIMEOUT, all_ended).await;
+}
+
+/// Whether both ends are on one host, as far as addresses tell.
+pub(super) fn is_same_host(own: &Address, peer: &Address) -> bool {
+    own.host == peer.host
+}
+
+/// An answer that was computed already, or written.
+pub(super) type Answered = Result<(), Result<Value, Arc<oxidask_worker::task::TaskFailure>>>;

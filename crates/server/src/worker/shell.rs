@@ -1,0 +1,587 @@
+//! The task that owns the worker core: events in, instructions out.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use indexmap::IndexMap;
+use oxidask_comm::{Address, BatchedSender, ConnectionPool};
+use oxidask_wire::stream::ToScheduler;
+use oxidask_wire::{Key, Map, Str, Value, message};
+use oxidask_worker::event::Insertion;
+use oxidask_worker::task::{Action, StartStop, TaskFailure};
+use oxidask_worker::{Event, Instructions, StimulusId, StoredValue, WorkerState};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tracing::{error, info};
+
+use super::executor::{Datum, Executor, Outcome, Ran, Task};
+use super::failure;
+use super::metrics::Metrics;
+use super::monitor::Monitor;
+use super::settings::Settings;
+use super::status::Status;
+use super::store::Store;
+
+/// Inputs that may wait for the core; beyond it the connections stop reading.
+const INPUTS_MAX: usize = 4096;
+
+/// Inputs handled before tasks are handed to the executor.
+const INPUTS_PER_TURN: usize = 256;
+
+type Call = Box<dyn FnOnce(&mut Shell) + Send>;
+
+/// What connections and transfers ask of the shell.
+enum Input {
+    /// Events, in order.
+    Stimuli(Vec<Stimulus>),
+    /// Anything else: runs between two events.
+    Call(Call),
+}
+
+/// An event, why it happens, and the values that came with it.
+#[derive(Debug)]
+pub(super) struct Stimulus {
+    pub(super) stimulus_id: StimulusId,
+    pub(super) event: Event,
+    pub(super) values: IndexMap<Key, Arc<Datum>>,
+}
+
+impl Stimulus {
+    /// An event without values.
+    pub(super) fn new(stimulus_id: impl Into<StimulusId>, event: Event) -> Self {
+        Self {
+            stimulus_id: stimulus_id.into(),
+            event,
+            values: IndexMap::new(),
+        }
+    }
+}
+
+/// What the executor tells, from any thread and without waiting.
+///
+/// The channel has no bound of its own: a task that runs makes one report when
+/// it ends, `get_data` one per answer under way, and what else tasks say is
+/// bounded by the stream to the scheduler that takes it.
+#[derive(Debug)]
+pub(super) enum Report {
+    /// Tasks are done.
+    Executed(Vec<(Key, Outcome)>),
+    /// A task seceded.
+    Seceded {
+        key: Key,
+        compute_duration: f64,
+        stimulus_id: Option<Str>,
+    },
+    /// A task leaves something for the scheduler.
+    Metadata { key: Key, metadata: Map },
+    /// A figure for the next heartbeat.
+    Digest { name: Value, amount: f64 },
+    /// Publish an event.
+    LogEvent { topic: Value, message: Value },
+    /// An answer to `get_data` is out, or its connection broke.
+    Sent { nbytes: i64, seconds: f64 },
+}
+
+/// Why and how the worker closes.
+#[derive(Clone, Debug)]
+pub(super) struct Closing {
+    pub(super) reason: Arc<str>,
+    /// The nanny shall not start another worker.
+    pub(super) nanny: bool,
+    /// Wait for running tasks.
+    pub(super) executor_wait: bool,
+}
+
+/// Sends inputs to the shell. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct ShellHandle {
+    inputs: mpsc::Sender<Input>,
+    reports: mpsc::UnboundedSender<Report>,
+    pub(super) settings: Arc<Settings>,
+    pub(super) pool: ConnectionPool,
+    pub(super) executor: Arc<dyn Executor>,
+    closing: Arc<watch::Sender<Option<Closing>>>,
+}
+
+impl std::fmt::Debug for ShellHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ShellHandle")
+            .field("address", &self.settings.address)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The shell is gone: the worker is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ShutDown;
+
+impl From<ShutDown> for Arc<TaskFailure> {
+    fn from(_: ShutDown) -> Self {
+        failure::builtin("RuntimeError", "Worker is shutting down")
+    }
+}
+
+impl ShellHandle {
+    /// Hands over events.
+    pub(super) async fn stimuli(&self, stimuli: Vec<Stimulus>) -> Result<(), ShutDown> {
+        if stimuli.is_empty() {
+            return Ok(());
+        }
+        let sent = self.inputs.send(Input::Stimuli(stimuli)).await;
+        sent.map_err(|_| ShutDown)
+    }
+
+    /// Runs `function` on the shell, after all inputs sent before.
+    pub(super) async fn call<T: Send + 'static>(
+        &self,
+        function: impl FnOnce(&mut Shell) -> T + Send + 'static,
+    ) -> Result<T, ShutDown> {
+        let (sender, answer) = oneshot::channel();
+        let call: Call = Box::new(move |shell| {
+            // The caller may have gone; its call has taken effect all the same.
+            let _ = sender.send(function(shell));
+        });
+        let sent = self.inputs.send(Input::Call(call)).await;
+        sent.map_err(|_| ShutDown)?;
+        answer.await.map_err(|_| ShutDown)
+    }
+
+    /// As from the executor. Nobody hears it once the worker is closed.
+    pub(super) fn report(&self, report: Report) {
+        let _ = self.reports.send(report);
+    }
+
+    /// Asks `op` of another server. An answer that reports an error is a value
+    /// like any other.
+    pub(super) async fn request(
+        &self,
+        address: &Address,
+        op: &str,
+        fields: Map,
+    ) -> oxidask_comm::Result<Value> {
+        let request = message::encode(&request(op, fields));
+        self.pool.exchange(address, &request).await
+    }
+
+    /// Begins the shutdown; the first reason counts.
+    pub(super) fn close(&self, reason: &str, nanny: bool) {
+        self.close_as(Closing {
+            reason: reason.into(),
+            nanny,
+            executor_wait: true,
+        });
+    }
+
+    /// As [`close`](Self::close).
+    pub(super) fn close_as(&self, closing: Closing) {
+        self.closing.send_if_modified(|current| {
+            let first = current.is_none();
+            if first {
+                *current = Some(closing);
+            }
+            first
+        });
+    }
+
+    /// Waits until the shutdown has begun.
+    pub(super) async fn closing(&self) -> Closing {
+        let mut closing = self.closing.subscribe();
+        let closing = closing.wait_for(Option::is_some).await;
+        let closing = closing.expect("the handle holds the sender");
+        closing.clone().expect("it was waited for")
+    }
+
+    /// Begins to leave: the scheduler moves the data away, then the worker closes.
+    /// `Worker.close_gracefully` in distributed.
+    pub(super) async fn close_gracefully(&self, restart: bool, reason: &str) {
+        let address = &self.settings.address;
+        info!(target: "distributed.worker", "Closing worker gracefully: {address}. Reason: {reason}");
+        let fields = oxidask_wire::map! {
+            "workers" => vec![Value::from(address)],
+            "close_workers" => false,
+            "remove" => true,
+            "stimulus_id" => stimulus_id("worker-close-gracefully").as_str(),
+        };
+        let retired = self.request(&self.settings.scheduler, "retire_workers", fields);
+        if let Err(error) = retired.await {
+            error!(target: "distributed.worker", %error, "the scheduler cannot retire this worker");
+        }
+        self.close(reason, !restart);
+    }
+}
+
+/// A request, as a message.
+pub(super) fn request(op: &str, mut fields: Map) -> Value {
+    fields.0.insert(0, ("op".into(), op.into()));
+    if !fields.contains_key("reply") {
+        fields.push("reply", true);
+    }
+    Value::Map(fields)
+}
+
+/// Owns the core and everything that instructions need to be carried out.
+pub(super) struct Shell {
+    pub(super) core: WorkerState,
+    pub(super) store: Store,
+    pub(super) metrics: Metrics,
+    pub(super) status: Status,
+    /// Calls the executor's `transition`.
+    pub(super) wants_transitions: bool,
+    /// To the scheduler, once registered.
+    pub(super) stream: Option<BatchedSender>,
+    /// Run ids of tasks at the executor.
+    pub(super) running: HashMap<Key, i64>,
+    /// Transfers from peers, and waits for busy ones.
+    pub(super) transfers: JoinSet<()>,
+    /// Events that follow from instructions.
+    pub(super) queue: VecDeque<Stimulus>,
+    /// Values that came with the event which is being handled.
+    pub(super) values: IndexMap<Key, Arc<Datum>>,
+    /// For the executor, at the end of the turn.
+    pub(super) to_execute: Vec<Task>,
+    /// As `to_execute`.
+    pub(super) to_release: Vec<Arc<Datum>>,
+    pub(super) handle: ShellHandle,
+    out: Instructions,
+    /// The core has lost its way: nothing is known about its state any more.
+    is_failed: bool,
+    is_ended: bool,
+}
+
+/// Seconds since the epoch, as Python's `time()`.
+pub(super) fn now() -> f64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0.0, |elapsed| elapsed.as_secs_f64())
+}
+
+/// A reason of our own, with the time, as stock makes them.
+pub(super) fn stimulus_id(prefix: &str) -> StimulusId {
+    format!("{prefix}-{}", now()).into()
+}
+
+impl Shell {
+    /// Starts the task that owns the core.
+    pub(super) fn spawn(
+        settings: Settings,
+        pool: ConnectionPool,
+        executor: Arc<dyn Executor>,
+    ) -> ShellHandle {
+        let (inputs, receiver) = mpsc::channel(INPUTS_MAX);
+        let (reports, reports_receiver) = mpsc::unbounded_channel();
+        let handle = ShellHandle {
+            inputs,
+            reports,
+            settings: Arc::new(settings),
+            pool,
+            executor,
+            closing: Arc::new(watch::Sender::new(None)),
+        };
+        let settings = &handle.settings;
+        let monitor = Monitor::new(settings.monitor_length, settings.tick_interval);
+        let shell = Self {
+            core: WorkerState::new(settings.core.clone()),
+            store: Store::default(),
+            metrics: Metrics::new(monitor),
+            status: Status::Init,
+            wants_transitions: false,
+            stream: None,
+            running: HashMap::new(),
+            transfers: JoinSet::new(),
+            queue: VecDeque::new(),
+            values: IndexMap::new(),
+            to_execute: Vec::new(),
+            to_release: Vec::new(),
+            handle: handle.clone(),
+            out: Instructions::default(),
+            is_failed: false,
+            is_ended: false,
+        };
+        tokio::spawn(shell.run(receiver, reports_receiver));
+        handle
+    }
+
+    async fn run(
+        mut self,
+        mut receiver: mpsc::Receiver<Input>,
+        mut reports_receiver: mpsc::UnboundedReceiver<Report>,
+    ) {
+        let mut inputs = Vec::with_capacity(INPUTS_PER_TURN);
+        let mut reports = Vec::with_capacity(INPUTS_PER_TURN);
+        while !self.is_ended {
+            tokio::select! {
+                _ = receiver.recv_many(&mut inputs, INPUTS_PER_TURN) => {
+                    for input in inputs.drain(..) {
+                        self.input(input);
+                    }
+                }
+                _ = reports_receiver.recv_many(&mut reports, INPUTS_PER_TURN) => {
+                    for report in reports.drain(..) {
+                        self.report(report);
+                    }
+                }
+                Some(ended) = self.transfers.join_next() => {
+                    if let Err(error) = ended && error.is_panic() {
+                        error!(target: "distributed.worker", %error, "a transfer's task panicked");
+                        self.handle.close("worker-gather_dep-fail-hard", false);
+                    }
+                }
+            }
+            self.end_turn();
+        }
+    }
+
+    /// Hands everything of this turn to the executor at once.
+    fn end_turn(&mut self) {
+        let executor = &self.handle.executor;
+        if !self.to_execute.is_empty() {
+            executor.execute(std::mem::take(&mut self.to_execute));
+        }
+        if !self.to_release.is_empty() {
+            executor.release(std::mem::take(&mut self.to_release));
+        }
+    }
+
+    fn input(&mut self, input: Input) {
+        match input {
+            Input::Stimuli(stimuli) => {
+                for stimulus in stimuli {
+                    self.stimulus(stimulus);
+                }
+            }
+            Input::Call(call) => call(self),
+        }
+    }
+
+    fn report(&mut self, report: Report) {
+        match report {
+            Report::Executed(outcomes) => {
+                for (key, outcome) in outcomes {
+                    self.executed(key, outcome);
+                }
+            }
+            Report::Seceded {
+                key,
+                compute_duration,
+                stimulus_id,
+            } => {
+                let stimulus_id = match stimulus_id {
+                    Some(stimulus_id) => (&stimulus_id).into(),
+                    None => self::stimulus_id("secede"),
+                };
+                let event = Event::Secede {
+                    key,
+                    compute_duration,
+                };
+                self.stimulus(Stimulus::new(stimulus_id, event));
+            }
+            Report::Metadata { key, metadata } => {
+                self.core.set_metadata(&key, Value::Map(metadata));
+            }
+            Report::Digest { name, amount } => self.metrics.digest(&name, amount),
+            Report::LogEvent { topic, message } => self.log_event(&topic, &message),
+            Report::Sent { nbytes, seconds } => {
+                self.metrics.transfer_outgoing_bytes -= nbytes;
+                self.metrics.transfer_outgoing_count -= 1;
+                self.metrics.sent(seconds);
+            }
+        }
+    }
+
+    /// Lets the core handle an event and everything that follows from it.
+    pub(super) fn stimulus(&mut self, stimulus: Stimulus) {
+        self.queue.push_back(stimulus);
+        while let Some(stimulus) = self.queue.pop_front() {
+            if self.is_failed {
+                continue;
+            }
+            let Stimulus {
+                stimulus_id,
+                event,
+                values,
+            } = stimulus;
+            self.values = values;
+            let mut out = std::mem::take(&mut self.out);
+            let handled = self
+                .core
+                .handle_stimulus(now(), &stimulus_id, event, &mut out);
+            if let Err(error) = handled {
+                return self.fail_hard(&error);
+            }
+            if self.handle.settings.options.validate {
+                self.core.validate();
+            }
+            for instruction in out.drain(..) {
+                self.carry_out(instruction);
+            }
+            self.out = out;
+            // What the core did not want.
+            let unwanted = std::mem::take(&mut self.values);
+            self.to_release.extend(unwanted.into_values());
+        }
+    }
+
+    /// The core cannot go on: the worker closes, as stock's does (`fail_hard`).
+    fn fail_hard(&mut self, error: &oxidask_worker::Error) {
+        self.is_failed = true;
+        error!(target: "distributed.worker", %error, "the worker's state is broken");
+        let failure = failure::builtin("RuntimeError", &error.to_string());
+        let message = failure::message("error", &failure);
+        self.log_event(&"worker-fail-hard".into(), &message);
+        self.handle.close_as(Closing {
+            reason: "worker-handle_stimulus-fail-hard".into(),
+            nanny: false,
+            executor_wait: false,
+        });
+    }
+
+    fn executed(&mut self, key: Key, outcome: Outcome) {
+        let Some(run_id) = self.running.remove(&key) else {
+            error!(target: "distributed.worker", %key, "the executor reports a task that does not run");
+            return;
+        };
+        let stimulus = match outcome {
+            Outcome::Finished { value, ran } => {
+                self.measure(&key, &ran);
+                let event = Event::ExecuteSuccess {
+                    key: key.clone(),
+                    run_id,
+                    nbytes: value.nbytes,
+                    value: insertion(&value),
+                    startstops: vec![self.computed(&ran)],
+                    thread: Some(ran.thread),
+                };
+                let mut stimulus = Stimulus::new(stimulus_id("task-finished"), event);
+                stimulus.values.insert(key, value);
+                stimulus
+            }
+            Outcome::Erred { failure, ran } => {
+                self.log_failure(&key, &failure);
+                let prefix = if let Some(ran) = &ran {
+                    self.measure(&key, ran);
+                    "task-erred"
+                } else {
+                    "execute-unknown-error"
+                };
+                let event = Event::ExecuteFailure {
+                    key,
+                    run_id,
+                    failure,
+                    startstops: ran.iter().map(|ran| self.computed(ran)).collect(),
+                    thread: ran.map(|ran| ran.thread),
+                };
+                Stimulus::new(stimulus_id(prefix), event)
+            }
+            Outcome::Reschedule => {
+                Stimulus::new(stimulus_id("reschedule"), Event::Reschedule { key })
+            }
+        };
+        self.stimulus(stimulus);
+    }
+
+    fn computed(&self, ran: &Ran) -> StartStop {
+        let delay = self.metrics.scheduler_delay;
+        StartStop {
+            action: Action::Compute,
+            start: ran.start + delay,
+            stop: ran.stop + delay,
+            source: None,
+        }
+    }
+
+    fn measure(&mut self, key: &Key, ran: &Ran) {
+        let Some(ts) = self.core.find_task(key) else {
+            return;
+        };
+        let prefix = ts.key.key_split();
+        for (activity, unit, amount) in &ran.metrics {
+            self.metrics
+                .executed(ts.span_id.as_ref(), &prefix, activity, unit, *amount);
+        }
+    }
+
+    fn log_failure(&self, key: &Key, failure: &TaskFailure) {
+        let Some(ts) = self.core.find_task(key) else {
+            return;
+        };
+        // Of a cancelled task nobody wants to know.
+        if ts.state == oxidask_worker::State::Cancelled {
+            return;
+        }
+        error!(
+            target: "distributed.worker",
+            "Compute Failed\nKey:       {key}\nState:     {}\nException: {}\nTraceback: {}\n",
+            ts.state, failure.exception_text, failure.traceback_text
+        );
+    }
+
+    /// Puts a message on the stream to the scheduler. One that cannot be sent is
+    /// lost, as in Dask: the stream is broken and the worker about to close.
+    pub(super) fn tell_scheduler(&self, message: &ToScheduler<'_>) {
+        if let Some(stream) = &self.stream {
+            let _ = stream.send_with(|batch| message.write(batch.message()));
+        }
+    }
+
+    /// Publishes an event. `Worker.log_event` in distributed.
+    pub(super) fn log_event(&self, topic: &Value, msg: &Value) {
+        self.tell_scheduler(&ToScheduler::LogEvent { topic, msg });
+    }
+
+    /// Takes a status and tells the scheduler.
+    pub(super) fn set_status(&mut self, status: Status) {
+        let previous = std::mem::replace(&mut self.status, status);
+        let stimulus_id = stimulus_id("worker-status-change");
+        self.tell_status(&stimulus_id);
+        let was_held = matches!(previous, Status::Paused | Status::ClosingGracefully);
+        if previous == Status::Running && status != Status::Running {
+            self.stimulus(Stimulus::new(stimulus_id, Event::Pause));
+        } else if status == Status::Running && was_held {
+            self.stimulus(Stimulus::new(stimulus_id, Event::Unpause));
+        }
+    }
+
+    /// `worker-status-change` of the scheduler.
+    pub(super) fn asked_status(&mut self, status: Status, stimulus_id: &StimulusId) {
+        if status == Status::ClosingGracefully && !self.status.is_any_running() {
+            error!(
+                target: "distributed.worker",
+                "Invalid Worker.status transition: {} -> {}", self.status.name(), status.name()
+            );
+            // The scheduler believes otherwise.
+            self.tell_status(stimulus_id);
+        } else {
+            self.set_status(status);
+        }
+    }
+
+    fn tell_status(&self, stimulus_id: &StimulusId) {
+        self.tell_scheduler(&ToScheduler::WorkerStatusChange {
+            status: self.status.name(),
+            stimulus_id: stimulus_id.as_str(),
+        });
+    }
+
+    /// Says goodbye to the scheduler.
+    pub(super) fn end_stream(&mut self) {
+        self.tell_scheduler(&ToScheduler::CloseStream);
+        if let Some(stream) = &self.stream {
+            stream.close();
+        }
+    }
+
+    /// Nothing comes after this turn.
+    pub(super) fn end(&mut self) {
+        self.is_ended = true;
+    }
+}
+
+/// What the core has to know of a value that can be kept.
+pub(super) fn insertion(datum: &Datum) -> Insertion {
+    Ok(StoredValue {
+        nbytes: datum.nbytes,
+        r#type: datum.r#type.clone(),
+        disk_write: None,
+    })
+}

@@ -1,0 +1,168 @@
+//! The stream from the scheduler.
+
+use oxidask_comm::Reader;
+use oxidask_wire::stream::{AskedComputeTask, SchedulerMessage, decode_scheduler_batch};
+use oxidask_wire::{Map, Str};
+use oxidask_worker::{ComputeTaskEvent, Event, Priority, StimulusId};
+use tracing::{debug, warn};
+
+use super::shell::{ShellHandle, Stimulus};
+use super::status::Status;
+use super::store::compact;
+
+/// Reads until the stream ends; closes the worker then, for there is no way back
+/// into a cluster. `Worker.handle_scheduler` in distributed.
+pub(super) async fn serve(handle: ShellHandle, mut reader: Reader) {
+    if let Err(reason) = read(&handle, &mut reader).await {
+        warn!(
+            target: "distributed.worker",
+            "closing the stream of scheduler {}: {reason}", handle.settings.scheduler
+        );
+    }
+    handle.close("worker-handle-scheduler-connection-broken", true);
+}
+
+async fn read(handle: &ShellHandle, reader: &mut Reader) -> Result<(), String> {
+    loop {
+        let frames = match reader.read().await {
+            Ok(frames) => frames,
+            Err(oxidask_comm::Error::Malformed(error)) => return Err(error.to_string()),
+            Err(error) => {
+                debug!(target: "distributed.worker", %error, "the scheduler's stream broke");
+                return Ok(());
+            }
+        };
+        let messages = decode_scheduler_batch(&frames).map_err(|error| error.to_string())?;
+        drop(frames);
+        let mut stimuli = Vec::with_capacity(messages.len());
+        for message in messages {
+            match message {
+                SchedulerMessage::CloseStream => {
+                    let _ = handle.stimuli(stimuli).await;
+                    return Ok(());
+                }
+                SchedulerMessage::Close { reason } => {
+                    let _ = handle.stimuli(std::mem::take(&mut stimuli)).await;
+                    handle.close(reason.as_deref().unwrap_or("worker-close"), true);
+                }
+                SchedulerMessage::WorkerStatusChange {
+                    status,
+                    stimulus_id,
+                } => {
+                    let _ = handle.stimuli(std::mem::take(&mut stimuli)).await;
+                    change_status(handle, &status, &stimulus_id).await?;
+                }
+                SchedulerMessage::Other { op, fields } => {
+                    let _ = handle.stimuli(std::mem::take(&mut stimuli)).await;
+                    other(handle, op, fields).await?;
+                }
+                SchedulerMessage::RemoveWorker {
+                    worker,
+                    stimulus_id,
+                } => {
+                    if let Ok(address) =
+                        oxidask_comm::Address::parse(&worker, oxidask_comm::Scheme::Tcp)
+                    {
+                        handle.pool.remove(&address);
+                    }
+                    stimuli.push(Stimulus::new(&stimulus_id, Event::RemoveWorker { worker }));
+                }
+                message @ (SchedulerMessage::ComputeTask(_)
+                | SchedulerMessage::FreeKeys { .. }
+                | SchedulerMessage::RemoveReplicas { .. }
+                | SchedulerMessage::AcquireReplicas { .. }
+                | SchedulerMessage::StealRequest { .. }
+                | SchedulerMessage::RefreshWhoHas { .. }
+                | SchedulerMessage::CancelCompute { .. }) => stimuli.extend(stimulus(message)?),
+            }
+        }
+        let sent = handle.stimuli(stimuli).await;
+        sent.map_err(|_| "the worker is closed".to_owned())?;
+    }
+}
+
+async fn change_status(
+    handle: &ShellHandle,
+    status: &str,
+    stimulus_id: &Str,
+) -> Result<(), String> {
+    let status =
+        Status::from_name(status).ok_or_else(|| format!("unknown worker status `{status}`"))?;
+    let stimulus_id = StimulusId::from(stimulus_id);
+    let asked = handle.call(move |shell| shell.asked_status(status, &stimulus_id));
+    asked.await.map_err(|_| "the worker is closed".to_owned())
+}
+
+async fn other(handle: &ShellHandle, op: Str, fields: Map) -> Result<(), String> {
+    let name = op.clone();
+    // On the shell, so that it comes after what was said before.
+    let known = handle.call(move |shell| {
+        let fields = fields.detached();
+        shell.handle.executor.stream_message(&name, fields)
+    });
+    match known.await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(format!(
+            "unknown operation `{op}` on the scheduler's stream"
+        )),
+        Err(_) => Err("the worker is closed".to_owned()),
+    }
+}
+
+/// The core's event, if it has one.
+fn stimulus(message: SchedulerMessage) -> Result<Option<Stimulus>, String> {
+    let (stimulus_id, event) = match message {
+        SchedulerMessage::ComputeTask(task) => {
+            let stimulus_id = StimulusId::from(&task.stimulus_id);
+            let event = compute_task(*task).map_err(|error| error.to_string())?;
+            return Ok(Some(Stimulus::new(
+                stimulus_id,
+                Event::ComputeTask(Box::new(event)),
+            )));
+        }
+        SchedulerMessage::FreeKeys { keys, stimulus_id } => (stimulus_id, Event::FreeKeys { keys }),
+        SchedulerMessage::RemoveReplicas { keys, stimulus_id } => {
+            (stimulus_id, Event::RemoveReplicas { keys })
+        }
+        SchedulerMessage::AcquireReplicas {
+            who_has,
+            nbytes,
+            stimulus_id,
+        } => (stimulus_id, Event::AcquireReplicas { who_has, nbytes }),
+        SchedulerMessage::StealRequest { key, stimulus_id } => {
+            (stimulus_id, Event::StealRequest { key })
+        }
+        SchedulerMessage::RefreshWhoHas {
+            who_has,
+            stimulus_id,
+        } => (stimulus_id, Event::RefreshWhoHas { who_has }),
+        SchedulerMessage::CancelCompute { key, stimulus_id } => {
+            (stimulus_id, Event::CancelCompute { key })
+        }
+        SchedulerMessage::RemoveWorker { .. }
+        | SchedulerMessage::WorkerStatusChange { .. }
+        | SchedulerMessage::Close { .. }
+        | SchedulerMessage::CloseStream
+        | SchedulerMessage::Other { .. } => return Ok(None),
+    };
+    Ok(Some(Stimulus::new(&stimulus_id, event)))
+}
+
+/// What is kept for as long as the task does not hold on to its batch.
+fn compute_task(task: AskedComputeTask) -> Result<ComputeTaskEvent, oxidask_worker::Error> {
+    let resources = task.resource_restrictions.into_iter();
+    Ok(ComputeTaskEvent {
+        key: task.key,
+        run_id: task.run_id,
+        who_has: task.who_has,
+        nbytes: task.nbytes,
+        priority: Priority::from_scheduler(&task.priority)?,
+        run_spec: (!task.run_spec.is_nil()).then(|| compact(task.run_spec)),
+        resource_restrictions: resources
+            .map(|(name, amount)| (name.as_str().into(), amount))
+            .collect(),
+        actor: task.actor,
+        annotations: task.annotations.detached(),
+        span_id: task.span_id.map(|span_id| span_id.detached()),
+    })
+}
