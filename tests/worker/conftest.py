@@ -1,4 +1,4 @@
-"""Builds the example through which Python talks to the worker's core."""
+"""Builds the examples through which Python talks to the worker's core and shell."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="session")
-def replay() -> str:
+def example(package: str, name: str) -> str:
     done = subprocess.run(
         [
             "cargo",
             "build",
             "--quiet",
             "--package",
-            "oxidask-worker",
+            package,
             "--example",
-            "replay",
+            name,
             "--message-format=json",
         ],
         cwd=ROOT,
@@ -32,3 +31,13 @@ def replay() -> str:
         json.loads(line).get("executable") for line in done.stdout.splitlines()
     ]
     return next(path for path in executables if path)
+
+
+@pytest.fixture(scope="session")
+def replay() -> str:
+    return example("oxidask-worker", "replay")
+
+
+@pytest.fixture(scope="session")
+def toy_worker() -> str:
+    return example("oxidask-server", "toy_worker")

@@ -35,9 +35,10 @@ const DEFAULT_LEVELS: [(&str, PythonLevel); 7] = [
 /// Level of every other logger: that of Python's root.
 const ROOT_LEVEL: PythonLevel = PythonLevel(30);
 
-/// Loggers whose records `get_logs` returns. Stock keeps those of
-/// `distributed.scheduler`; ours say as much about the scheduler.
-const KEPT_LOGGERS: [&str; 2] = ["distributed.scheduler", "oxidask"];
+/// Loggers whose records `get_logs` returns. Stock's scheduler keeps those of
+/// `distributed.scheduler`, its worker those of `distributed.worker`, and a process
+/// is one of them; ours say as much.
+const KEPT_LOGGERS: [&str; 3] = ["distributed.scheduler", "distributed.worker", "oxidask"];
 
 /// The log records kept in memory. Cheap to clone.
 #[derive(Debug, Clone)]
