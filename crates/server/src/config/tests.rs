@@ -291,3 +291,20 @@ fn security_prefers_the_command_line() {
     let wrong = from_variables(&[("DASK_DISTRIBUTED__COMM__TLS__MIN_VERSION", "1.1")]);
     assert!(wrong.security(None, None, None).is_err());
 }
+
+#[test]
+fn a_worker_has_files_of_its_own() {
+    let config = from_variables(&[
+        ("DASK_DISTRIBUTED__COMM__TLS__CA_FILE", "/ca.pem"),
+        ("DASK_DISTRIBUTED__COMM__TLS__SCHEDULER__CERT", "/cert.pem"),
+        ("DASK_DISTRIBUTED__COMM__TLS__WORKER__CERT", "/worker.pem"),
+        ("DASK_DISTRIBUTED__COMM__TLS__WORKER__KEY", "/worker.key"),
+    ]);
+    let file = |path| Some(crate::options::TlsSource::from_text(path));
+    let security = config.worker_security(None, None, None).unwrap();
+    assert_eq!(security.ca_file, file("/ca.pem"));
+    assert_eq!(security.cert, file("/worker.pem"));
+    assert_eq!(security.key, file("/worker.key"));
+    let security = config.security(None, None, None).unwrap();
+    assert_eq!((security.cert, security.key), (file("/cert.pem"), None));
+}
