@@ -24,6 +24,10 @@ const INTERVAL: Duration = Duration::from_millis(2);
 /// has as many, and it takes well below a millisecond.
 const KEYS_PER_TURN: usize = 2000;
 
+/// Messages of one batch that are handled between two turns of others. A client that
+/// drops many futures sends one message for each. Chosen: they take about a millisecond.
+const EVENTS_PER_TURN: usize = 500;
+
 /// Messages of so many bytes are decoded on another thread. Chosen: decoding them
 /// takes about a millisecond.
 const NBYTES_DECODED_HERE_MAX: usize = 1 << 18;
@@ -133,8 +137,12 @@ impl Client {
                 }
             };
             let messages = decode(frames).await?;
-            let mut events = Vec::with_capacity(messages.len());
+            let mut events = Vec::with_capacity(messages.len().min(EVENTS_PER_TURN));
             for message in messages {
+                if events.len() == EVENTS_PER_TURN {
+                    self.flush(&mut events).await?;
+                    tokio::task::yield_now().await;
+                }
                 match self.message(message, &mut events).await {
                     Ok(Next::Continue) => {}
                     Ok(Next::End) => {
