@@ -131,7 +131,9 @@ def test_what_a_function_leaves_behind_stays(fresh_cluster, connect):
     assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.note) == "left"
 
 
-def test_running_a_function_is_an_event(client):
+def test_running_a_function_is_an_event(fresh_cluster, connect):
+    # Others leave events on this topic that stock cannot send.
+    client = connect(fresh_cluster(workers=0))
     client.run_on_scheduler(lambda: 1)
     message = client.get_events("all")[-1][1]
     assert message["action"] == "run-function"
