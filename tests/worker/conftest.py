@@ -1,43 +1,17 @@
-"""Builds the examples through which Python talks to the worker's core and shell."""
+"""The programs that run the worker's core and shell."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def example(package: str, name: str) -> str:
-    done = subprocess.run(
-        [
-            "cargo",
-            "build",
-            "--quiet",
-            "--package",
-            package,
-            "--example",
-            name,
-            "--message-format=json",
-        ],
-        cwd=ROOT,
-        check=True,
-        stdout=subprocess.PIPE,
-    )
-    executables = [
-        json.loads(line).get("executable") for line in done.stdout.splitlines()
-    ]
-    return next(path for path in executables if path)
-
 
 @pytest.fixture(scope="session")
-def replay() -> str:
+def replay(example: Callable[[str, str], str]) -> str:
     return example("oxidask-worker", "replay")
 
 
 @pytest.fixture(scope="session")
-def toy_worker() -> str:
+def toy_worker(example: Callable[[str, str], str]) -> str:
     return example("oxidask-server", "toy_worker")
