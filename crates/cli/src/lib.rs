@@ -2,7 +2,7 @@
 //!
 //! The binary without Python and the console script of the Python package both
 //! call [`main`]; they differ in the interpreter that they bring for the graph
-//! helper.
+//! helper, and in whether they bring one that runs tasks.
 
 mod arguments;
 mod files;
@@ -20,6 +20,7 @@ use std::path::Path;
 
 use clap::{CommandFactory as _, FromArgMatches as _};
 use oxidask_server::options::PythonCommand;
+use oxidask_server::worker::ExecutorFactory;
 
 use arguments::{Command, Oxidask};
 
@@ -28,9 +29,14 @@ use arguments::{Command, Oxidask};
 ///
 /// `arguments` begin with the program's name. Under the name `dask-scheduler`
 /// they are those of `oxidask scheduler`. `python` is the interpreter for the
-/// graph helper unless `--python` names another.
+/// graph helper unless `--python` names another. `executors` makes what runs the
+/// tasks of `oxidask worker`; without it there is no such command.
 #[must_use]
-pub fn main(arguments: Vec<OsString>, python: PythonCommand) -> i32 {
+pub fn main(
+    arguments: Vec<OsString>,
+    python: PythonCommand,
+    executors: Option<&dyn ExecutorFactory>,
+) -> i32 {
     let arguments = with_subcommand(arguments);
     if let Some(message) = arguments::refusal(&arguments) {
         report(&message);
@@ -51,6 +57,8 @@ pub fn main(arguments: Vec<OsString>, python: PythonCommand) -> i32 {
     let result = match oxidask.command {
         Command::Scheduler(arguments) => scheduler::run(*arguments, python),
         Command::Worker { .. } => {
+            // Nothing is done with them yet.
+            let _ = executors;
             report(
                 "there is no `oxidask worker` yet\n\nhint: start stock workers with \
                  `dask worker SCHEDULER_ADDRESS`; they work with `oxidask scheduler`",

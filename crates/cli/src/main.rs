@@ -11,7 +11,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    std::process::exit(oxidask_cli::main(arguments, default_python()));
+    std::process::exit(oxidask_cli::main(arguments, default_python(), None));
 }
 
 /// The interpreter of the active virtual environment, else `python3` in `PATH`;

@@ -125,7 +125,8 @@ fn workers_are_refused_with_a_remedy() {
     assert_eq!(
         main(
             arguments("oxidask worker tcp://127.0.0.1:8786 --nthreads 1"),
-            python
+            python,
+            None
         ),
         2
     );

@@ -47,5 +47,5 @@ fn main(py: Python<'_>, argv: Vec<OsString>) -> PyResult<i32> {
         "signal",
         (signal.getattr("SIGINT")?, signal.getattr("SIG_DFL")?),
     )?;
-    Ok(py.detach(|| oxidask_cli::main(argv, python)))
+    Ok(py.detach(|| oxidask_cli::main(argv, python, None)))
 }

@@ -50,8 +50,8 @@ use crate::logging::Logs;
 use crate::options::OptionsError;
 
 pub use executor::{
-    Answer, Datum, Executor, Heartbeat, Input, Introduction, Object, Outcome, Outgoing, Ran,
-    Received, Request, Task,
+    Answer, Datum, Executor, ExecutorFactory, ExecutorSettings, Heartbeat, Input, Introduction,
+    Object, Outcome, Outgoing, Ran, Received, Request, Task,
 };
 pub use handle::WorkerHandle;
 pub use options::{Lifetime, WorkerOptions};

@@ -1,7 +1,9 @@
 //! What runs tasks and knows values: an interpreter, behind a trait.
 
 use std::any::Any;
+use std::ffi::OsString;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use futures_util::future::BoxFuture;
@@ -10,6 +12,8 @@ use oxidask_worker::State;
 use oxidask_worker::task::{TaskFailure, ValueType};
 
 use super::handle::WorkerHandle;
+use crate::config::Config;
+use crate::options::{PythonCommand, Security};
 
 /// A live value. Only the executor knows what it is.
 pub type Object = Arc<dyn Any + Send + Sync>;
@@ -80,6 +84,55 @@ pub trait Executor: Send + Sync + 'static {
     /// [`WorkerHandle`]. Comes last, also without `teardown` if the worker could
     /// not be started.
     fn close(&self, wait: bool) -> BoxFuture<'_, ()>;
+}
+
+/// Makes the executor of a worker that the command line starts.
+///
+/// The command line knows no interpreter; the program that brings one hands it in
+/// as this.
+pub trait ExecutorFactory: Send + Sync {
+    /// Makes an executor for one worker of this process. Called once, before the
+    /// worker listens; [`Executor::start`] comes when its address is known.
+    ///
+    /// # Errors
+    /// Why there can be none, as text for the user. The process ends.
+    fn create(&self, settings: ExecutorSettings) -> Result<Arc<dyn Executor>, String>;
+
+    /// What starts this program again as `oxidask worker`, in processes that a nanny
+    /// watches; the options are appended.
+    fn command(&self, python: &PythonCommand) -> Vec<OsString> {
+        let module = ["-m", "oxidask", "worker"].map(OsString::from);
+        let mut command = vec![python.executable.clone().into_os_string()];
+        command.extend(module);
+        command
+    }
+}
+
+/// What an executor is made with: the worker's command line and configuration.
+#[derive(Clone, Debug)]
+pub struct ExecutorSettings {
+    /// Tasks that run at a time in the pool `default`.
+    pub nthreads: usize,
+    /// `--name`: text or number; null if the worker is to be named by its address.
+    pub name: Value,
+    /// The worker's own folder, which exists and is locked.
+    pub local_directory: PathBuf,
+    /// Where the scheduler is, as it was given.
+    pub scheduler_address: String,
+    /// `--preload`, else `distributed.worker.preload`: modules to load, in order.
+    pub preload: Vec<String>,
+    /// Arguments for them.
+    pub preload_argv: Vec<String>,
+    /// Amounts by name.
+    pub resources: Vec<(Arc<str>, f64)>,
+    /// Bytes; `None` is no limit.
+    pub memory_limit: Option<u64>,
+    /// Address of the nanny that watches this process.
+    pub nanny: Option<String>,
+    /// TLS files and rules of a worker.
+    pub security: Security,
+    /// Dask's configuration, with what the command line says on top.
+    pub config: Config,
 }
 
 /// What an executor says of itself.
