@@ -7,7 +7,9 @@ connection it is asked for. The protocol is described in docs/graph-helper.md.
 The file imports nothing from ``oxidask``, so that the Python-free binary can
 carry its text and run it with any interpreter that has ``distributed``::
 
-    python -c "$(cat _graph_helper.py)" SOCKET_FD
+    python -c "$(cat _graph_helper.py)" SOCKET_FD DIRECTORY
+
+What clients upload goes to the directory, which is removed at the end.
 """
 
 from __future__ import annotations
@@ -1400,12 +1402,12 @@ def become(connection: Connection, source: str, name: str) -> None:
 class Zygote:
     """Forks helpers on request and tells how they ended."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, directory: str) -> None:
         self._control = control
         self._connection = Connection(control)
         self._descriptors: collections.deque[int] = collections.deque()
         self._children: set[int] = set()
-        self._directory = tempfile.mkdtemp(prefix="oxidask-graph-helper-")
+        self._directory = directory
         self._wakeup_read, self._wakeup_write = socket.socketpair()
         self._wakeup_read.setblocking(False)
         self._wakeup_write.setblocking(False)
@@ -1582,7 +1584,7 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, directory: str) -> None:
     """Run the zygote over the socket with this file descriptor."""
     # A Ctrl-C in the terminal is for the scheduler, which then closes the
     # control channel.
@@ -1601,8 +1603,8 @@ def main(descriptor: int) -> None:
     import resource  # noqa: F401
 
     with socket.socket(fileno=descriptor) as control:
-        Zygote(control).run()
+        Zygote(control, directory).run()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), sys.argv[2])

@@ -482,3 +482,20 @@ def test_busy_scheduler_does_not_count_as_idle(fresh_cluster, connect):
     cluster.add_worker()
     assert future.result() == 2
     assert cluster.scheduler.wait(40) == 0
+
+
+def test_scheduler_leaves_no_temporary_files(fresh_cluster, connect, tmp_path):
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    module = tmp_path / "left_behind.py"
+    module.write_text("def double(x):\n    return 2 * x\n")
+    cluster = fresh_cluster(workers=1, env={"TMPDIR": str(folder)})
+    client = connect(cluster)
+    client.upload_file(str(module))
+    assert client.submit(inc, 1).result() == 2
+    client.close()
+    cluster.scheduler.signal(signal.SIGTERM)
+    cluster.scheduler.wait(30)
+    # Workers share their folder with others and leave it.
+    left = {path.name for path in folder.iterdir()} - {"dask-scratch-space"}
+    assert left == set()

@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,9 @@ class HelperProcess:
     def __init__(self, as_file: bool = False) -> None:
         ours, theirs = socket.socketpair()
         program = [str(SOURCE)] if as_file else ["-c", SOURCE.read_text()]
+        self._directory = tempfile.TemporaryDirectory()
         self.process = subprocess.Popen(
-            [sys.executable, *program, str(theirs.fileno())],
+            [sys.executable, *program, str(theirs.fileno()), self._directory.name],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
         )
@@ -103,6 +105,7 @@ class HelperProcess:
             channel.close()
         self.control.close()
         self.process.wait(30)
+        self._directory.cleanup()
 
 
 def blob(expr: Any) -> dict[str, Any]:

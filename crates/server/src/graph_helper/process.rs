@@ -15,6 +15,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use oxidask_wire::{Map, Value, map, message};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -337,6 +338,8 @@ struct Keeper {
 
 struct Zygote {
     child: Child,
+    /// What clients upload. Ours to remove, since the zygote may be killed.
+    _directory: TempDir,
     control: OwnedWriteHalf,
     messages: mpsc::UnboundedReceiver<io::Result<Map>>,
     request_id: u64,
@@ -651,10 +654,12 @@ impl Zygote {
     fn spawn(python: &std::path::Path) -> io::Result<Self> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
+        let directory = TempDir::with_prefix("oxidask-graph-helper-")?;
         let child = Command::new(python)
             .arg("-c")
             .arg(SOURCE)
             .arg("0")
+            .arg(directory.path())
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             // Clients' modules may print while they are imported; a CLI's own output stays clean.
             .stdout(Stdio::null())
@@ -665,6 +670,7 @@ impl Zygote {
         tokio::spawn(read_control(read, sender));
         Ok(Self {
             child,
+            _directory: directory,
             control,
             messages,
             request_id: 0,
