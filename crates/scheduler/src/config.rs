@@ -20,6 +20,10 @@ pub struct Config {
     pub worker_saturation: f64,
     /// `scheduler.rootish-taskgroup`.
     pub rootish_taskgroup: usize,
+    /// `scheduler.work-stealing`.
+    pub work_stealing: bool,
+    /// `scheduler.work-stealing-interval`.
+    pub work_stealing_interval: f64,
     /// `scheduler.rootish-taskgroup-dependencies`.
     pub rootish_taskgroup_dependencies: u64,
     /// `scheduler.no-workers-timeout`.
@@ -68,6 +72,8 @@ impl Default for Config {
             rootish_taskgroup_dependencies: 5,
             no_workers_timeout: None,
             memory_terminate: true,
+            work_stealing: true,
+            work_stealing_interval: 1.0,
             memory_recent_to_old_time: 30.0,
             low_level_log_length: 1000,
             erred_tasks_max_history: 100,

@@ -300,6 +300,17 @@ pub enum Event {
         /// Why.
         stimulus_id: StimulusId,
     },
+    /// A worker's answer to `ToWorker::StealRequest`.
+    StealResponse {
+        /// Who was asked.
+        worker: WorkerId,
+        /// For which task.
+        key: Key,
+        /// The state in which the worker had it; none if it did not know it.
+        state: Option<Str>,
+        /// That of the request.
+        stimulus_id: StimulusId,
+    },
     /// Asks a worker to fetch replicas (memory manager, retirement).
     AcquireReplicas {
         /// Who fetches.

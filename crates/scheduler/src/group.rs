@@ -6,6 +6,7 @@ use indexmap::IndexMap;
 
 use crate::id::{GroupId, PrefixId, WorkerId};
 use crate::sets::IdSet;
+use crate::stealing::FAST_SECONDS;
 use crate::task::State;
 
 /// Insertion-ordered map by text that may come from the network.
@@ -113,6 +114,8 @@ pub struct TaskPrefix {
     pub types: ByName<u64>,
     /// Groups that exist.
     pub groups: IdSet<GroupId>,
+    /// Its default duration is so short that its tasks are never stolen.
+    pub(crate) is_fast: bool,
     /// Tasks in processing and not long-running, over all workers.
     pub(crate) processing: u32,
 }
@@ -132,6 +135,7 @@ impl TaskPrefix {
             duration_us: 0,
             types: ByName::default(),
             groups: IdSet::default(),
+            is_fast: default_duration.is_some_and(|duration| duration <= FAST_SECONDS),
             processing: 0,
         }
     }

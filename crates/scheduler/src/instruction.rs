@@ -218,6 +218,13 @@ pub enum ToWorker {
         /// Why.
         stimulus_id: StimulusId,
     },
+    /// Give this task up unless it has begun; answered by `Event::StealResponse`.
+    StealRequest {
+        /// Which.
+        key: Key,
+        /// Names the request; its answer carries the same.
+        stimulus_id: StimulusId,
+    },
     /// Answers `request-refresh-who-has`.
     RefreshWhoHas {
         /// Holders of each key.

@@ -48,6 +48,7 @@ mod scheduler;
 mod timeouts;
 pub mod transitions;
 mod validate;
+pub mod stealing;
 
 pub mod order;
 

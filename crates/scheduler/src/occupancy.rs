@@ -37,6 +37,15 @@ impl Scheduler {
     /// Sorts a worker into idle, saturated and open for root tasks, after
     /// anything about its work or status has changed.
     pub(crate) fn check_idle_saturated(&mut self, worker: WorkerId) {
+        self.sort_worker(worker, None);
+    }
+
+    /// [`Self::check_idle_saturated`] as if the worker had so many seconds of work.
+    pub(crate) fn check_idle_saturated_with(&mut self, worker: WorkerId, occupancy: f64) {
+        self.sort_worker(worker, Some(occupancy));
+    }
+
+    fn sort_worker(&mut self, worker: WorkerId, occupancy: Option<f64>) {
         let total_nthreads = self.workers.total_nthreads as f64;
         if total_nthreads == 0.0 || self.workers[worker].leaving {
             return;
@@ -52,7 +61,7 @@ impl Scheduler {
             if p < nthreads {
                 is_idle = true;
             } else {
-                let occupancy = self.occupancy(worker);
+                let occupancy = occupancy.unwrap_or_else(|| self.occupancy(worker));
                 let average = self.total_occupancy() / total_nthreads;
                 is_idle = occupancy < nthreads * average / 2.0;
                 if !is_idle && p > nthreads {
@@ -109,10 +118,12 @@ impl Scheduler {
                 self.network_occ += nbytes;
             }
         }
+        self.put_stealable(task, worker);
     }
 
     /// Takes a task out of a worker's processing.
     pub(crate) fn unassign(&mut self, task: TaskId, worker: WorkerId) {
+        self.stop_stealing(task, worker);
         let ws = &mut self.workers[worker];
         ws.processing.remove(task);
         if !ws.long_running.remove(task) {
@@ -127,6 +138,7 @@ impl Scheduler {
 
     /// A task has left its thread pool: it no longer counts as work.
     pub(crate) fn set_long_running(&mut self, task: TaskId, worker: WorkerId) {
+        self.remove_stealable(task, worker);
         self.remove_from_prefix_count(task, worker);
         self.workers[worker].long_running.insert(task);
     }

@@ -9,7 +9,7 @@ use crate::task::State;
 
 /// Seconds of work, per thread, that a worker may have ahead: twice the interval
 /// at which messages for a worker leave, so that it never runs dry between two.
-const AHEAD_SECONDS: f64 = 0.010;
+pub(crate) const AHEAD_SECONDS: f64 = 0.010;
 
 /// Root tasks, per thread, that a worker may have ahead, however short they are.
 const AHEAD_TASKS: f64 = 16.0;

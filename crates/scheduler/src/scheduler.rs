@@ -73,6 +73,7 @@ pub struct Scheduler {
     /// Transitions nobody foresaw; each was logged.
     pub(crate) impossible_transitions: u64,
     pub(crate) recommendations: Recommendations,
+    pub(crate) stealing: crate::stealing::Stealing,
     pub(crate) story: Story,
     /// What a process that mirrors the state was told, while there is one.
     pub(crate) mirror: Option<Box<crate::mirror::Mirror>>,
@@ -176,6 +177,7 @@ impl Scheduler {
             transition_counter: 0,
             impossible_transitions: 0,
             recommendations: Recommendations::default(),
+            stealing: crate::stealing::Stealing::default(),
             story: Story::new(config.low_level_log_length),
             mirror: None,
             erred_tasks: VecDeque::new(),
@@ -555,6 +557,23 @@ impl Scheduler {
                 worker,
                 keys,
                 stimulus_id,
+            Event::StealResponse {
+                worker,
+                key,
+                state,
+                stimulus_id,
+            } => {
+                self.steal_response(
+                    worker,
+                    &key,
+                    state.as_ref(),
+                    &mut Cx {
+                        now,
+                        stimulus_id: &stimulus_id,
+                        out,
+                    },
+                );
+            }
             } => {
                 self.acquire_replicas(
                     worker,
@@ -590,6 +609,7 @@ impl Scheduler {
 
     /// What the last event left to be tidied up once its instructions were carried out.
     fn begin(&mut self) {
+        self.wind_stealing(now);
         debug_assert!(
             self.recommendations.is_empty(),
             "an event left recommendations behind"

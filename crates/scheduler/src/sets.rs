@@ -224,6 +224,14 @@ impl<T: Id> Iterator for Iter<'_, T> {
     }
 }
 
+impl<T: Id> DoubleEndedIterator for Iter<'_, T> {
+    fn next_back(&mut self) -> Option<T> {
+        self.slots
+            .rfind(|&&slot| slot != HOLE)
+            .map(|&slot| T::from_index(slot))
+    }
+}
+
 /// Members in order of insertion with holes where some were removed, and an index into them.
 #[derive(Clone, Default)]
 struct Indexed {

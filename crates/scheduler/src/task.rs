@@ -135,7 +135,7 @@ impl Priority {
 pub(crate) type Rank = [u64; 3];
 
 /// Integers in the order of floats.
-fn ordered(value: f64) -> u64 {
+pub(crate) fn ordered(value: f64) -> u64 {
     // `-0.0 + 0.0` is `0.0`: Python's order does not tell them apart.
     let bits = (value + 0.0).to_bits();
     if bits >> 63 == 0 {
@@ -258,6 +258,8 @@ pub struct TaskState {
     pub data_producer: bool,
     /// In `processing`, but its bundle has not been exploded yet: no message was sent.
     pub awaits_bundle: bool,
+    /// The level at which its worker has it as stealable.
+    pub(crate) steal_level: u8,
     /// Nobody needs it, but its turn to go has not come.
     pub(crate) lingers: bool,
     /// Graphs on their way in that hold on to it.
@@ -306,6 +308,7 @@ impl TaskState {
             queueable: true,
             data_producer: false,
             awaits_bundle: false,
+            steal_level: crate::stealing::NOT_STEALABLE,
             lingers: false,
             pins: 0,
             recommended: NOT_RECOMMENDED,

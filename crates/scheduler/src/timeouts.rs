@@ -12,6 +12,13 @@ use crate::transitions::Detail;
 impl Scheduler {
     /// When `Event::Tick` should come, in seconds since the epoch.
     pub fn next_deadline(&self) -> Option<f64> {
+        match (self.no_workers_deadline(), self.next_stealing_round()) {
+            (Some(timeout), Some(stealing)) => Some(timeout.min(stealing)),
+            (timeout, stealing) => timeout.or(stealing),
+        }
+    }
+
+    fn no_workers_deadline(&self) -> Option<f64> {
         let timeout = self.config.no_workers_timeout?;
         let unrunnable = self
             .unrunnable
@@ -27,6 +34,11 @@ impl Scheduler {
     }
 
     pub(crate) fn tick(&mut self, now: f64, out: &mut Instructions) {
+        self.check_no_workers_timeout(now, out);
+        self.tick_stealing(now, out);
+    }
+
+    fn check_no_workers_timeout(&mut self, now: f64, out: &mut Instructions) {
         let Some(timeout) = self.config.no_workers_timeout else {
             return;
         };

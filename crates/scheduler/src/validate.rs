@@ -84,6 +84,7 @@ impl Scheduler {
         );
         self.validate_lingering();
     }
+        self.validate_stealing();
 
     fn validate_lingering(&self) {
         let mut listed = 0;

@@ -49,6 +49,8 @@ pub struct WorkerState {
     pub has_what: IdSet<TaskId>,
     /// Tasks assigned to it.
     pub processing: IdSet<TaskId>,
+    /// Those of `processing` that may be stolen.
+    pub(crate) stealable: crate::stealing::Stealable,
     /// Those of `processing` that left the thread pool.
     pub long_running: IdSet<TaskId>,
     /// Seconds each task has been executing, by the last heartbeat.
@@ -104,6 +106,7 @@ impl WorkerState {
             nbytes: 0,
             has_what: IdSet::default(),
             processing: IdSet::default(),
+            stealable: crate::stealing::Stealable::default(),
             long_running: IdSet::default(),
             executing: Vec::new(),
             actors: IdSet::default(),

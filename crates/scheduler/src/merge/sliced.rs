@@ -122,6 +122,7 @@ impl Scheduler {
             | Event::LongRunning { .. }
             | Event::Reschedule { .. }
             | Event::RequestRefreshWhoHas { .. }
+            | Event::StealResponse { .. }
             | Event::AddClient { .. }
             | Event::RemoveClient { .. }
             | Event::ClientHeartbeat { .. }

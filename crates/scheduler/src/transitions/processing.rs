@@ -91,6 +91,7 @@ impl Scheduler {
         }
         self.set_nbytes(task, finished.nbytes);
         self.exit_processing(task);
+        self.refresh_steal_levels(self.groups[group].prefix);
 
         self.add_replica(task, worker);
         self.ready_dependents(task);

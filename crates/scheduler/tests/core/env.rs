@@ -63,6 +63,8 @@ pub(crate) struct Env {
     pub(crate) by_slices: bool,
     /// The last run of a task per worker, as the worker has heard of it.
     pub(crate) runs: BTreeMap<(WorkerId, Key), i64>,
+    /// The last request to give a task up per worker.
+    pub(crate) steals: BTreeMap<(WorkerId, Key), StimulusId>,
     stimulus: u64,
 }
 
@@ -74,6 +76,7 @@ impl Env {
             logs_everything: false,
             by_slices: false,
             runs: BTreeMap::new(),
+            steals: BTreeMap::new(),
             stimulus: 0,
         }
     }
@@ -116,6 +119,14 @@ impl Env {
     /// Remembers what workers heard.
     fn listen(&mut self, out: &Instructions) {
         for instruction in &out.0 {
+            if let Instruction::ToWorker {
+                worker,
+                message: ToWorker::StealRequest { key, stimulus_id },
+            } = instruction
+            {
+                let request = (*worker, key.clone());
+                self.steals.insert(request, stimulus_id.clone());
+            }
             if let Instruction::ToWorker {
                 worker,
                 message: ToWorker::ComputeTask { task, run_id, .. },
@@ -302,6 +313,20 @@ impl Env {
                 executing: vec![(plain[1].into(), plain[2].parse().expect("seconds"))],
                 extensions: Value::Nil,
             },
+            "balance" => {
+                self.now += 1.1;
+                Event::Tick
+            }
+            "answer" => Event::StealResponse {
+                worker: self.worker(plain[0]),
+                key: plain[1].into(),
+                state: plain.get(2).map(|&state| Str::from(state)),
+                stimulus_id: match option("stimulus") {
+                    Some(stimulus_id) => stimulus_id.into(),
+                    None => self.steals[&(self.worker(plain[0]), plain[1].into())].clone(),
+                },
+            },
+            "levels" => return vec![self.levels()],
             "slices" => {
                 let count = plain.first().map(|text| text.parse().expect("a count"));
                 let out = self.slices(count.unwrap_or(usize::MAX));
@@ -473,6 +498,7 @@ impl Env {
                     }
                     ToWorker::FreeKeys { keys, .. } => format!("> {name} free {}", join(keys)),
                     ToWorker::RemoveReplicas { keys, .. } => {
+                    ToWorker::StealRequest { key, .. } => format!("> {name} steal {key}"),
                         format!("> {name} remove-replicas {}", join(keys))
                     }
                     ToWorker::RefreshWhoHas { who_has, .. } => {
@@ -563,6 +589,16 @@ impl Env {
     }
 
     fn story(&self, keys: &[Key]) -> Vec<String> {
+    fn levels(&self) -> String {
+        let levels = self.scheduler.tasks().filter_map(|(task, ts)| {
+            let level = self.scheduler.steal_level(task)?;
+            Some(format!("{}:{level}", ts.key))
+        });
+        let mut levels: Vec<String> = levels.collect();
+        levels.sort();
+        format!("= {}", levels.join(" ")).trim_end().to_owned()
+    }
+
         let transitions: Vec<_> = if keys.is_empty() {
             self.scheduler.transition_log()
         } else {

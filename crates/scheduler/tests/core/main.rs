@@ -16,4 +16,5 @@ mod placement;
 mod random;
 mod recorded;
 mod slices;
+mod stealing;
 mod workers;

@@ -131,7 +131,7 @@ impl World {
                 self.send(Event::Continue);
             }
         }
-        match kind % 32 {
+        match kind % 36 {
             0 | 1 => self.add_worker(a, b),
             2 => {
                 if let Some(worker) = worker {
@@ -318,8 +318,40 @@ impl World {
                     });
                 }
             }
-            _ => self.send(Event::Continue),
+            31 => self.send(Event::Continue),
+            32 | 33 => {
+                self.env.now += 1.1;
+                self.send(Event::Tick);
+            }
+            _ => self.answer_steal(b),
         }
+    }
+
+    /// A worker answers a request to give a task up, sometimes twice.
+    fn answer_steal(&mut self, b: u32) {
+        let asked = self.env.steals.len().max(1);
+        let Some((request, stimulus_id)) = self.env.steals.iter().nth(b as usize % asked) else {
+            return;
+        };
+        let ((worker, key), stimulus_id) = (request.clone(), stimulus_id.clone());
+        if !b.is_multiple_of(5) {
+            self.env.steals.remove(&(worker, key.clone()));
+        }
+        let states = [
+            "ready",
+            "waiting",
+            "constrained",
+            "executing",
+            "memory",
+            "error",
+        ];
+        let state = states.get(b as usize % 8).copied().map(Str::from_static);
+        self.send(Event::StealResponse {
+            worker,
+            key,
+            state,
+            stimulus_id,
+        });
     }
 
     fn connect(&mut self, at: u32) {

@@ -8,8 +8,17 @@ use crate::env::Env;
 
 #[test]
 fn ours_plays_what_stock_played() {
+    play_all(include_str!("stock.txt"));
+}
+
+#[test]
+fn ours_steals_as_stock_stole() {
+    play_all(include_str!("stealing.txt"));
+}
+
+fn play_all(transcripts: &str) {
     let mut failures = String::new();
-    for transcript in include_str!("stock.txt").split("\n\n") {
+    for transcript in transcripts.split("\n\n") {
         if let Some((head, rest)) = transcript.trim().split_once('\n') {
             let worker_saturation = head.rsplit(' ').next().unwrap().parse().unwrap();
             let config = Config {

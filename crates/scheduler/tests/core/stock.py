@@ -2,9 +2,10 @@
 
     python crates/scheduler/tests/core/stock.py [NAME...]
     python crates/scheduler/tests/core/stock.py --random COUNT > stock.txt
+    python crates/scheduler/tests/core/stock.py --stealing COUNT > stealing.txt
 
-The second form writes transcripts of random events as stock plays them; the test
-``recorded`` plays those on ours. Needs ``distributed`` installed. Every ``check("...")`` in the ``*.rs`` files beside
+The other forms write transcripts of random events as stock plays them, the last one with
+rounds of work stealing; the test ``recorded`` plays those on ours. Needs ``distributed`` installed. Every ``check("...")`` in the ``*.rs`` files beside
 this one is played unless the test says ``differs from stock`` in its doc comment.
 Messages are compared per peer: how messages to different peers interleave is nobody's
 business. Python's sets are made to iterate in order of insertion, which is one of the
@@ -30,6 +31,8 @@ from dask._task_spec import Task, TaskRef
 from distributed import scheduler as module
 from distributed.core import Status
 from distributed.scheduler import ClientState, Scheduler
+from distributed import stealing as stealing_module
+from distributed.stealing import WorkStealing
 
 
 class OrderedSet(MutableSet):
@@ -88,6 +91,23 @@ class OrderedSet(MutableSet):
     __hash__ = None  # type: ignore[assignment]
 
 
+class LastFirst(OrderedSet):
+    """A set that iterates against the order of insertion, as ours looks at stealable tasks."""
+
+    def __iter__(self) -> Iterator:
+        return iter(list(self.items)[::-1])
+
+
+class Stealing(WorkStealing):
+    def add_worker(self, scheduler: Any = None, worker: Any = None) -> None:
+        self.stealable[worker] = tuple(LastFirst() for _ in range(15))
+
+    def recalculate_cost(self, ts: Any) -> None:
+        # Without dependencies nothing changes but the order.
+        if ts.dependencies:
+            super().recalculate_cost(ts)
+
+
 class Comm:
     """Keeps what is sent to one peer."""
 
@@ -112,6 +132,8 @@ class Player:
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self.runs: dict[tuple[str, str], int] = {}
+        self.steals: dict[tuple[str, str], str] = {}
+        self.stealing = scheduler.extensions["stealing"] = Stealing(scheduler)
         self.stimulus = 0
         self.workers_added = 0
         self.now = 1000.0
@@ -141,6 +163,9 @@ class Player:
             case "compute-task":
                 self.runs[name, message["key"]] = message["run_id"]
                 return [f"compute {message['key']}"]
+            case "steal-request":
+                self.steals[name, message["key"]] = message["stimulus_id"]
+                return [f"steal {message['key']}"]
             case "free-keys":
                 return [f"free {key}" for key in message["keys"]]
             case "remove-replicas":
@@ -182,7 +207,8 @@ class Player:
         self.stimulus += 1
         stimulus_id = f"s{self.stimulus}"
         if plain and verb in (
-            "finish err remove retire status drop add-keys secede reschedule refresh executing occupancy"
+            "finish err remove retire status drop add-keys secede reschedule refresh executing"
+            " occupancy answer"
         ).split():
             worker = self.address(plain[0])
             run_id = int(options.get("run", self.runs.get((plain[0], plain[-1]), -1)))
@@ -256,6 +282,20 @@ class Player:
                 s.update_data(who_has={plain[1]: holders}, nbytes=nbytes, client=plain[0])
             case "executing":
                 self.heartbeat(worker, {plain[1]: float(plain[2])})
+            case "balance":
+                self.stealing.balance()
+            case "answer":
+                self.stealing.move_task_confirm(
+                    key=plain[1],
+                    state=plain[2] if len(plain) > 2 else None,
+                    stimulus_id=options.get("stimulus") or self.steals[plain[0], plain[1]],
+                    worker=worker,
+                )
+                # Stock leaves slots that open by this to the next event.
+                s.stimulus_queue_slots_maybe_opened(stimulus_id=stimulus_id)
+            case "levels":
+                levels = [f"{ts.key}:{level}" for ts, (_, level) in self.stealing.key_stealable.items()]
+                return {"=": [f"= {' '.join(sorted(levels))}".rstrip()]}
             case "restart":
                 for cs in s.clients.values():
                     s.client_releases_keys([ts.key for ts in cs.wants_what], cs.client_key, stimulus_id)
@@ -470,7 +510,8 @@ async def play(name: str, head: str, body: str) -> list[str]:
 class RandomTranscript:
     """Events chosen among what is possible in the state that stock is in."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, kinds: dict[str, int]) -> None:
+        self.kinds = kinds
         self.dice = random.Random(seed)
         self.player = new_player(self.dice.choice([1.1, 1.1, "inf"]))
         self.scheduler = self.player.scheduler
@@ -526,7 +567,7 @@ class RandomTranscript:
         clients = sorted(s.client_comms)
         workers = [self.name_of(ws) for ws in s.workers.values()]
         wanted = [(c, ts.key) for c in clients for ts in s.clients[c].wants_what]
-        kind = dice.choices(list(KINDS), list(KINDS.values()))[0]
+        kind = dice.choices(list(self.kinds), list(self.kinds.values()))[0]
         match kind:
             case "worker" if len(workers) < 4:
                 self.workers += 1
@@ -561,6 +602,15 @@ class RandomTranscript:
                     return f"drop {self.name_of(dice.choice(list(ts.who_has)))} {ts.key}"
             case "add-keys" if workers and s.tasks:
                 return f"add-keys {dice.choice(workers)} {dice.choice(list(s.tasks))}"
+            case "balance":
+                return "balance"
+            case "answer":
+                known = [ts for ts in self.player.stealing.in_flight if ts.state == "processing"]
+                if known:
+                    ts = dice.choice(known)
+                    state = dice.choice([" ready", " waiting", " constrained", " executing", ""])
+                    stimulus = dice.choice(["", "", "", "", " stimulus=steal-other"])
+                    return f"answer {self.name_of(ts.processing_on)} {ts.key}{state}{stimulus}"
             case "refresh" if workers and s.tasks:
                 return f"refresh {dice.choice(workers)} {dice.choice(list(s.tasks))} gone"
         return None
@@ -572,6 +622,7 @@ class RandomTranscript:
                 await self.play(text)
         await self.play("states")
         await self.play("story")
+        await self.play("levels")
         for address in list(self.scheduler.workers):
             await self.play(f"occupancy {address[6:-2]}")
         return "\n".join(self.lines)
@@ -599,6 +650,10 @@ KINDS = {
 }
 
 
+#: Many tasks on few workers, so that there is something to steal.
+STEALING_KINDS = KINDS | {"balance": 8, "answer": 12, "submit": 12, "retire": 0, "remove": 1, "status": 1}
+
+
 def name(number: int) -> str:
     return f"{'xyz'[number % 3]}-{number}"
 
@@ -624,15 +679,17 @@ def order_waiters() -> None:
     module.SchedulerState._TRANSITIONS_TABLE = table
 
 
-async def write_random(count: int) -> None:
+async def write_random(count: int, kinds: dict[str, int]) -> None:
     """Transcripts that stock plays without raising, one per paragraph."""
     seed = written = 0
     while written < count:
         seed += 1
-        transcript = RandomTranscript(seed)
+        transcript = RandomTranscript(seed, kinds)
         try:
             text = await transcript.run(transcript.dice.randint(20, 60))
         except Exception:
+            continue
+        if kinds is STEALING_KINDS and "\n  > " not in text.partition(" steal ")[2]:
             continue
         saturation = transcript.scheduler.WORKER_SATURATION
         print(f"# {seed} worker-saturation {saturation}\n{text}\n")
@@ -642,10 +699,14 @@ async def write_random(count: int) -> None:
 async def main() -> int:
     warnings.simplefilter("ignore")
     module.set = OrderedSet  # type: ignore[attr-defined]
+    stealing_module.set = OrderedSet  # type: ignore[attr-defined]
     module.resolve_address = resolve_address  # type: ignore[attr-defined]
     order_waiters()
     if sys.argv[1:2] == ["--random"]:
-        await write_random(int(sys.argv[2]))
+        await write_random(int(sys.argv[2]), KINDS)
+        return 0
+    if sys.argv[1:2] == ["--stealing"]:
+        await write_random(int(sys.argv[2]), STEALING_KINDS)
         return 0
     wanted = sys.argv[1:]
     failures = played = 0

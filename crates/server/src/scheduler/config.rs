@@ -33,6 +33,12 @@ pub(super) fn core(config: &Config) -> Result<core::Config, ConfigError> {
         unknown_task_duration: seconds("distributed.scheduler.unknown-task-duration")?,
         default_task_durations: task_durations(config)?,
         worker_saturation: config.float("distributed.scheduler.worker-saturation")?,
+        work_stealing: config.bool("distributed.scheduler.work-stealing")?,
+        work_stealing_interval: interval(
+            config,
+            "distributed.scheduler.work-stealing-interval",
+            "ms",
+        )?,
         rootish_taskgroup: config.count("distributed.scheduler.rootish-taskgroup")?,
         rootish_taskgroup_dependencies: config
             .count("distributed.scheduler.rootish-taskgroup-dependencies")?
@@ -62,6 +68,17 @@ pub(super) fn core(config: &Config) -> Result<core::Config, ConfigError> {
         },
         ..defaults
     })
+}
+
+/// Seconds between two runs of something; `unit` is that of a plain number.
+fn interval(config: &Config, key: &str, unit: &str) -> Result<f64, ConfigError> {
+    let value = config.get(key).unwrap_or(&Value::Null);
+    let seconds = parse_timedelta(value, unit).map_err(|reason| config.invalid(key, &reason))?;
+    if seconds > 0.0 && Duration::try_from_secs_f64(seconds).is_ok() {
+        Ok(seconds)
+    } else {
+        Err(config.invalid(key, "expected a time longer than nothing"))
+    }
 }
 
 /// `distributed.worker.memory.rebalance`.

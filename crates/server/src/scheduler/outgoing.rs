@@ -114,6 +114,10 @@ impl Shell {
                 nbytes,
                 stimulus_id: stimulus_id.as_str(),
             },
+            core::ToWorker::StealRequest { key, stimulus_id } => stream::ToWorker::StealRequest {
+                key,
+                stimulus_id: stimulus_id.as_str(),
+            },
             core::ToWorker::RefreshWhoHas {
                 who_has,
                 stimulus_id,

@@ -333,9 +333,18 @@ fn event(worker: WorkerId, message: WorkerMessage) -> Result<Option<Event>, Stri
             keys,
             stimulus_id: stimulus(&stimulus_id),
         },
-        // No request is ever made, so a response is a stray one.
-        WorkerMessage::StealResponse { .. } | WorkerMessage::KeepAlive => return Ok(None),
-        WorkerMessage::LogEvent { .. }
+        WorkerMessage::StealResponse {
+            key,
+            state,
+            stimulus_id,
+        } => Event::StealResponse {
+            worker,
+            key,
+            state,
+            stimulus_id: stimulus(&stimulus_id),
+        },
+        WorkerMessage::KeepAlive
+        | WorkerMessage::LogEvent { .. }
         | WorkerMessage::CloseStream
         | WorkerMessage::Other { .. } => {
             return Ok(None);
