@@ -58,6 +58,12 @@ pub enum Event {
         /// What came of storing each.
         data: Vec<(Key, Insertion)>,
     },
+    /// Values in memory turn out to be lost: what was spilled cannot be read back.
+    /// The scheduler has them computed again, or they are fetched from others.
+    DataLost {
+        /// Which.
+        keys: Vec<Key>,
+    },
     /// A task called `secede()`.
     Secede {
         /// Which.

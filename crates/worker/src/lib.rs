@@ -40,6 +40,9 @@ pub mod story;
 pub mod task;
 mod tasks;
 
+// Where values are.
+pub mod memory;
+
 // What it does.
 mod address;
 mod communicating;

@@ -50,6 +50,57 @@ impl WorkerState {
         Ok(())
     }
 
+    /// The shell cannot give values back that it was to keep. What has not begun
+    /// waits for them again; what runs without them is the shell's to reschedule.
+    ///
+    /// Stock fails whatever reads such a value.
+    pub(crate) fn data_lost(&mut self, keys: &[Key], cx: &mut Cx<'_>) {
+        for key in keys {
+            let Some(task) = self.tasks.find(key) else {
+                continue;
+            };
+            if self.tasks[task].state != State::Memory {
+                continue;
+            }
+            self.log_task(task, "data-lost", false, cx);
+            let dependents = std::mem::take(&mut self.tasks[task].dependents);
+            let mut is_needed = false;
+            for dependent in &dependents {
+                match self.tasks[dependent].state {
+                    State::Waiting => {}
+                    State::Ready | State::Constrained => {
+                        self.ready.discard(dependent);
+                        self.constrained.discard(dependent);
+                        self.set_state(dependent, State::Waiting, cx);
+                        self.waiting.insert(dependent);
+                    }
+                    State::Released
+                    | State::Fetch
+                    | State::Missing
+                    | State::Flight
+                    | State::Executing
+                    | State::LongRunning
+                    | State::Memory
+                    | State::Error
+                    | State::Cancelled
+                    | State::Resumed
+                    | State::Rescheduled
+                    | State::Forgotten => continue,
+                }
+                is_needed = true;
+                self.tasks[dependent].waiting_for_data.insert(task);
+                self.tasks[task].waiters.insert(dependent);
+            }
+            self.tasks[task].dependents = dependents;
+            let recommendation = if is_needed {
+                Recommendation::Fetch
+            } else {
+                Recommendation::Released
+            };
+            self.recommend(task, recommendation);
+        }
+    }
+
     /// `acquire-replicas`: fetches what is not here.
     pub(crate) fn acquire_replicas(
         &mut self,

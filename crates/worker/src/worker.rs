@@ -166,6 +166,10 @@ impl WorkerState {
                 self.update_data(data, cx);
                 Ok(())
             }
+            Event::DataLost { keys } => {
+                self.data_lost(&keys, cx);
+                Ok(())
+            }
             Event::Secede {
                 key,
                 compute_duration,

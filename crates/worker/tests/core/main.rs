@@ -14,3 +14,4 @@ mod giving_up;
 mod large;
 mod random;
 mod replicas;
+mod spilling;

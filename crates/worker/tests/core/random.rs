@@ -297,7 +297,7 @@ impl World {
 
     fn play(&mut self, action: Action) {
         self.dice = Dice(u64::from(action.a) << 32 | u64::from(action.b));
-        match action.kind % 34 {
+        match action.kind % 35 {
             0..=8 => self.compute_task(action.a as usize % KEYS),
             9..=13 => self.execute_done(),
             14..=17 => self.gather_done(),
@@ -331,6 +331,11 @@ impl World {
             }),
             30 => self.send(Event::FindMissing),
             31 => self.retry_busy_worker(),
+            32 => {
+                let keys: Vec<Key> = self.data.iter().cloned().collect();
+                let keys = self.dice.some(&keys, 2);
+                self.send(Event::DataLost { keys });
+            }
             _ => {
                 if let Some(key) = self.running.keys().next_back().cloned() {
                     let compute_duration = 0.5;

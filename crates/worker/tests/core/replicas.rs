@@ -122,3 +122,41 @@ fn peers_that_have_nothing_are_forgotten() {
     env.worker.validate_empty();
     assert_eq!(env.worker.peer_count(), 0);
 }
+
+#[test]
+fn what_has_not_begun_waits_again_for_what_was_lost() {
+    let mut env = Env::with_threads(1);
+    env.send(scatter("s"));
+    env.compute(Task::new("running").needs("s", &[ADDRESS]));
+    env.compute(Task::new("ready").needs("s", &[ADDRESS]));
+    env.compute(Task::new("waiting").needs("s", &[ADDRESS]).needs("a", &[A]));
+    assert_eq!(env.state("ready"), Some(State::Ready));
+    let lost = Event::DataLost {
+        keys: vec![Key::from("s"), Key::from("unknown")],
+    };
+    assert_eq!(env.send(lost), ["drop s", "release-worker-data s"]);
+    assert_eq!(env.state("s"), Some(State::Missing));
+    assert_eq!(env.state("ready"), Some(State::Waiting));
+    assert_eq!(env.state("running"), Some(State::Executing));
+    env.receive(A, 10, &["a"]);
+    assert_eq!(env.state("waiting"), Some(State::Waiting));
+    // Somebody else has it.
+    env.send(Event::RefreshWhoHas {
+        who_has: vec![(Key::from("s"), vec![Str::from(A)])],
+    });
+    let out = env.receive(A, 10, &["s"]);
+    assert!(out.contains(&"add-keys s".to_owned()), "{out:?}");
+    assert_eq!(env.state("ready"), Some(State::Ready));
+    assert_eq!(env.state("waiting"), Some(State::Ready));
+}
+
+#[test]
+fn what_was_lost_and_is_not_needed_is_forgotten() {
+    let mut env = Env::with_threads(1);
+    env.send(scatter("s"));
+    let lost = Event::DataLost {
+        keys: vec![Key::from("s")],
+    };
+    assert_eq!(env.send(lost), ["drop s", "release-worker-data s"]);
+    assert_eq!(env.state("s"), None);
+}
