@@ -18,12 +18,12 @@ pub struct Config {
     pub default_task_durations: Vec<(Arc<str>, f64)>,
     /// `scheduler.worker-saturation`; infinity turns queuing off.
     pub worker_saturation: f64,
-    /// `scheduler.rootish-taskgroup`.
-    pub rootish_taskgroup: usize,
     /// `scheduler.work-stealing`.
     pub work_stealing: bool,
     /// `scheduler.work-stealing-interval`.
     pub work_stealing_interval: f64,
+    /// `scheduler.rootish-taskgroup`.
+    pub rootish_taskgroup: usize,
     /// `scheduler.rootish-taskgroup-dependencies`.
     pub rootish_taskgroup_dependencies: u64,
     /// `scheduler.no-workers-timeout`.
@@ -68,12 +68,12 @@ impl Default for Config {
                 ("split-stage".into(), microsecond),
             ],
             worker_saturation: 1.1,
+            work_stealing: true,
+            work_stealing_interval: 1.0,
             rootish_taskgroup: 5,
             rootish_taskgroup_dependencies: 5,
             no_workers_timeout: None,
             memory_terminate: true,
-            work_stealing: true,
-            work_stealing_interval: 1.0,
             memory_recent_to_old_time: 30.0,
             low_level_log_length: 1000,
             erred_tasks_max_history: 100,

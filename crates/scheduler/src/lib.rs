@@ -45,10 +45,10 @@ mod replicas;
 mod reports;
 mod restrictions;
 mod scheduler;
+pub mod stealing;
 mod timeouts;
 pub mod transitions;
 mod validate;
-pub mod stealing;
 
 pub mod order;
 

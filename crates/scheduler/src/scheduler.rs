@@ -553,10 +553,6 @@ impl Scheduler {
                     },
                 );
             }
-            Event::AcquireReplicas {
-                worker,
-                keys,
-                stimulus_id,
             Event::StealResponse {
                 worker,
                 key,
@@ -574,6 +570,10 @@ impl Scheduler {
                     },
                 );
             }
+            Event::AcquireReplicas {
+                worker,
+                keys,
+                stimulus_id,
             } => {
                 self.acquire_replicas(
                     worker,
@@ -605,11 +605,11 @@ impl Scheduler {
         if self.no_workers_since.is_some() && self.queued.is_empty() && self.unrunnable.is_empty() {
             self.no_workers_since = None;
         }
+        self.wind_stealing(now);
     }
 
     /// What the last event left to be tidied up once its instructions were carried out.
     fn begin(&mut self) {
-        self.wind_stealing(now);
         debug_assert!(
             self.recommendations.is_empty(),
             "an event left recommendations behind"

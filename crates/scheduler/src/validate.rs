@@ -83,8 +83,8 @@ impl Scheduler {
             "tasks are queued while workers have free slots"
         );
         self.validate_lingering();
-    }
         self.validate_stealing();
+    }
 
     fn validate_lingering(&self) {
         let mut listed = 0;

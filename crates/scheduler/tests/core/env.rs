@@ -497,8 +497,8 @@ impl Env {
                         }
                     }
                     ToWorker::FreeKeys { keys, .. } => format!("> {name} free {}", join(keys)),
-                    ToWorker::RemoveReplicas { keys, .. } => {
                     ToWorker::StealRequest { key, .. } => format!("> {name} steal {key}"),
+                    ToWorker::RemoveReplicas { keys, .. } => {
                         format!("> {name} remove-replicas {}", join(keys))
                     }
                     ToWorker::RefreshWhoHas { who_has, .. } => {
@@ -588,7 +588,6 @@ impl Env {
         format!("= {}", states.join(" ")).trim_end().to_owned()
     }
 
-    fn story(&self, keys: &[Key]) -> Vec<String> {
     fn levels(&self) -> String {
         let levels = self.scheduler.tasks().filter_map(|(task, ts)| {
             let level = self.scheduler.steal_level(task)?;
@@ -599,6 +598,7 @@ impl Env {
         format!("= {}", levels.join(" ")).trim_end().to_owned()
     }
 
+    fn story(&self, keys: &[Key]) -> Vec<String> {
         let transitions: Vec<_> = if keys.is_empty() {
             self.scheduler.transition_log()
         } else {
