@@ -31,6 +31,7 @@ import distributed.scheduler as stock
 import msgpack
 from dask.typing import no_default
 from distributed import preloading
+from distributed.active_memory_manager import ActiveMemoryManagerExtension
 from distributed.client import SourceCode
 from distributed.comm.addressing import get_address_host_port
 from distributed.comm.core import CommClosedError
@@ -40,6 +41,7 @@ from distributed.metrics import time
 from distributed.protocol.core import dumps, loads
 from distributed.protocol.serialize import msgpack_decode_default
 from distributed.security import Security
+from distributed.utils import import_term
 from distributed.worker import run
 
 __all__ = ["main"]
@@ -1170,6 +1172,7 @@ class Host:
         self._follows = False
         self._logs: list[bytes] = []
         self._feeds: dict[int, FeedComm] = {}
+        self._memory_manager: ActiveMemoryManagerExtension | None = None
         self._hooks: dict[str, list[Any]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._told_capabilities: Any = None
@@ -1353,6 +1356,26 @@ class Host:
         added = [p for name, p in scheduler.plugins.items() if name not in before]
         await asyncio.gather(*[plugin.start(scheduler) for plugin in added])
         scheduler.start_periodic_callbacks()
+
+    async def on_memory_policies(self, message: dict[str, Any]) -> None:
+        """Make the memory manager's policies if there are none; run them if told so."""
+        assert self.scheduler is not None
+        manager = self._memory_manager
+        if manager is None:
+            policies = set()
+            for arguments in message["policies"]:
+                arguments = dict(arguments)
+                policies.add(import_term(arguments.pop("class"))(**arguments))
+            manager = self._memory_manager = ActiveMemoryManagerExtension(
+                self.scheduler,
+                policies,
+                measure=message["measure"],
+                interval=message["interval"],
+                register=False,
+                start=False,
+            )
+        if message["run"]:
+            manager.run_once()
 
     async def on_close(self, message: dict[str, Any]) -> None:
         scheduler = self.scheduler

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::memory_manager;
+
 /// The `distributed.*` values that the core reads; names in the field docs
 /// leave out that prefix. Times are seconds, sizes bytes.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +45,8 @@ pub struct Config {
     pub task_stream_length: usize,
     /// `scheduler.events-cleanup-delay`: how long events of a client or worker that left are kept.
     pub events_cleanup_delay: f64,
+    /// `scheduler.active-memory-manager`.
+    pub memory_manager: memory_manager::Config,
     /// `scheduler.locks.lease-validation-interval`.
     pub lease_validation_interval: f64,
     /// `scheduler.locks.lease-timeout`; `None` stands for `inf`.
@@ -80,6 +84,7 @@ impl Default for Config {
             computations_max_history: 100,
             task_stream_length: 100_000,
             events_cleanup_delay: 3600.0,
+            memory_manager: memory_manager::Config::default(),
             lease_validation_interval: 10.0,
             lease_timeout: Some(30.0),
             graph_slice: 2_000,

@@ -14,6 +14,7 @@ mod arguments;
 mod errors;
 mod events;
 mod interest;
+mod memory_manager;
 mod memory_sampler;
 mod metadata;
 mod multi_locks;
@@ -64,7 +65,7 @@ pub struct Extensions {
     task_stream: task_stream::TaskStream,
     collectors: task_stream::Collectors,
     shuffles: shuffles::Shuffles,
-    retirements: retirement::Retirements,
+    memory_manager: memory_manager::MemoryManager,
     memory_samplers: memory_sampler::MemorySamplers,
     /// `distributed.adaptive.target-duration`, in seconds.
     adaptive_target_duration: f64,
@@ -149,7 +150,7 @@ impl Extensions {
             task_stream: task_stream::TaskStream::new(config.task_stream_length),
             collectors: task_stream::Collectors::default(),
             shuffles: shuffles::Shuffles::default(),
-            retirements: retirement::Retirements::default(),
+            memory_manager: memory_manager::MemoryManager::new(config.memory_manager),
             memory_samplers: memory_sampler::MemorySamplers::default(),
             adaptive_target_duration: 5.0,
         }
@@ -239,7 +240,7 @@ impl Extensions {
             Wait::MultiLock { id } => self.multi_locks.forget(cx, id),
             Wait::Flush { uid } => self.published.forget(uid),
             Wait::Shuffle => self.shuffles.forget(request),
-            Wait::Retirement => self.retirements.forget(request),
+            Wait::Retirement => self.memory_manager.retirements.forget(request),
             Wait::Orphan { .. } => {}
         }
     }
@@ -356,6 +357,7 @@ impl Extensions {
     /// scheduler handled it: takes out what is meant for the extensions and adds
     /// what follows.
     pub fn observe(&mut self, scheduler: &mut Scheduler, now: f64, out: &mut Instructions) {
+        self.memory_manager.wind(scheduler, now);
         if !self.deferred.is_empty() {
             self.resume_deferred(scheduler, now, out);
         }
@@ -464,7 +466,7 @@ impl Extensions {
                     self.shuffles
                         .restart_shuffle(scheduler, cx, &shuffle_id, &stimulus_id);
                 }
-                self.retirements.worker_left(now, worker);
+                self.memory_manager.retirements.worker_left(now, worker);
                 self.topics.left(now, address.clone());
                 removals.done.push(stimulus_id.clone());
                 done.push(Instruction::WorkerRemoved {
@@ -581,7 +583,7 @@ impl Extensions {
             self.semaphores.next_deadline(),
             self.topics.next_deadline(),
             self.shuffles.next_deadline(),
-            self.retirements.next_deadline(),
+            self.memory_manager.next_deadline(),
             self.memory_samplers.next_deadline(),
         ];
         deadlines.into_iter().flatten().reduce(f64::min)
@@ -598,7 +600,7 @@ impl Extensions {
         let cx = &mut Context::new(now, &mut self.waits, &mut own);
         self.semaphores.tick(cx);
         self.shuffles.tick(cx);
-        self.retirements.tick(scheduler, cx);
+        self.memory_manager.tick(scheduler, cx);
         self.observe(scheduler, now, &mut own);
         out.append(&mut own);
     }
@@ -648,6 +650,11 @@ impl Extensions {
     /// Sets `distributed.adaptive.target-duration`, in seconds.
     pub fn set_adaptive_target_duration(&mut self, seconds: f64) {
         self.adaptive_target_duration = seconds;
+    }
+
+    /// Whether the active memory manager runs by itself.
+    pub fn memory_manager_is_running(&self) -> bool {
+        self.memory_manager.is_running()
     }
 
     /// Figures of every semaphore, for Prometheus.

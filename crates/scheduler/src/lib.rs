@@ -33,6 +33,8 @@ mod failure;
 mod identity;
 mod interest;
 mod lingering;
+pub mod measure;
+pub mod memory_manager;
 mod merge;
 mod mirror;
 mod occupancy;

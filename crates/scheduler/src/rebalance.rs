@@ -4,8 +4,8 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
 
 use crate::id::{TaskId, WorkerId};
+use crate::measure::Measure;
 use crate::scheduler::Scheduler;
-use crate::worker::WorkerState;
 
 /// `distributed.worker.memory.rebalance`, as parts of a worker's memory limit.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,43 +28,6 @@ impl Default for RebalanceConfig {
             recipient_max: 0.6,
             measure: Measure::Optimistic,
             sender_recipient_gap: 0.1,
-        }
-    }
-}
-
-/// A figure of a worker's memory, named as the fields of Dask's `MemoryState`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Measure {
-    /// Resident memory of the process.
-    Process,
-    /// What is likely to stay in use.
-    Optimistic,
-    /// Results in memory.
-    ManagedInMemory,
-    /// Results in memory and on disk.
-    Managed,
-}
-
-impl Measure {
-    /// By its name in the configuration.
-    pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "process" => Some(Self::Process),
-            "optimistic" => Some(Self::Optimistic),
-            "managed_in_memory" => Some(Self::ManagedInMemory),
-            "managed" => Some(Self::Managed),
-            _ => None,
-        }
-    }
-
-    fn of(self, worker: &WorkerState) -> i64 {
-        let memory = worker.memory();
-        match self {
-            Self::Process => memory.process,
-            Self::Optimistic => memory.optimistic(),
-            Self::ManagedInMemory => memory.managed,
-            // The scheduler knows the sizes of all results, wherever they are.
-            Self::Managed => worker.nbytes,
         }
     }
 }
@@ -121,13 +84,13 @@ pub fn rebalance(
         return Vec::new();
     }
     let mean = known()
-        .map(|(_, worker)| config.measure.of(worker))
+        .map(|(_, worker)| config.measure.of(&worker.memory()))
         .sum::<i64>()
         .div_euclid(count);
     let mut senders = BinaryHeap::new();
     let mut recipients = BinaryHeap::new();
     for (id, worker) in known() {
-        let memory = config.measure.of(worker);
+        let memory = config.measure.of(&worker.memory());
         let limit = worker.memory_limit as f64;
         let (half_gap, sender_min, recipient_max) = if worker.memory_limit == 0 {
             (0, 0.0, f64::INFINITY)

@@ -17,6 +17,7 @@ mod helper_work;
 mod idle;
 mod info;
 mod liveness;
+mod memory_policies;
 mod outgoing;
 mod peers;
 mod plugin_host;
@@ -112,6 +113,7 @@ pub async fn start(
             .duration("distributed.adaptive.target-duration")?
             .as_secs_f64(),
         rebalance: config::rebalance(&options.config)?,
+        memory_policies: config::memory_policies(&options.config)?,
         blocked_handlers: server
             .blocked_handlers
             .iter()
@@ -177,6 +179,9 @@ pub async fn start(
     if let Some(worker_ttl) = server.worker_ttl {
         watching.spawn(liveness::watch(shell.clone(), worker_ttl));
     }
+    if let Some(policies) = settings.memory_policies.clone() {
+        watching.spawn(memory_policies::watch(shell.clone(), policies));
+    }
     watching.spawn(async move { settings.learn_versions(&helpers).await });
     Ok(Handle {
         shell,
@@ -238,12 +243,17 @@ impl Handle {
         self.shell.settings.address()
     }
 
-    /// Imports the modules of `--preload`.
+    /// Imports what Python the scheduler was told to run: policies of the memory
+    /// manager, and the modules of `--preload`.
     ///
     /// # Errors
     ///
-    /// What was wrong with a module, or with the arguments of its `dask_setup`.
+    /// What was wrong with a policy, with a module, or with the arguments of its
+    /// `dask_setup`.
     pub async fn import_preloads(&self) -> Result<(), String> {
+        if let Some(policies) = &self.shell.settings.memory_policies {
+            policies.import(&self.shell).await?;
+        }
         match &self.preload {
             Some(preload) => self.shell.host.import_preloads(preload).await,
             None => Ok(()),

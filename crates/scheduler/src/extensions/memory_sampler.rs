@@ -9,6 +9,7 @@ use oxidask_wire::Value;
 use super::errors::{assertion_error, attribute_error, key_error_text, value_error};
 use super::waits::Answer;
 use crate::Scheduler;
+use crate::measure::Measure;
 use crate::worker::MemoryState;
 
 /// Samples kept of one series, the newest; chosen: a day at ten a second.
@@ -31,7 +32,7 @@ pub(super) struct MemorySamplers {
 struct Sampler {
     /// The sampler ends with its client.
     client: Arc<str>,
-    measure: fn(&MemoryState) -> i64,
+    measure: Measure,
     /// Seconds.
     interval: f64,
     /// When the next sample is due, in seconds since the epoch.
@@ -40,27 +41,12 @@ struct Sampler {
     samples: VecDeque<(f64, i64)>,
 }
 
-/// A figure by its name in Dask's `MemoryState`.
-fn measure(name: &str) -> Option<fn(&MemoryState) -> i64> {
-    Some(match name {
-        "process" => |memory| memory.process,
-        "managed" => |memory| memory.managed,
-        "managed_total" => |memory| memory.managed + memory.spilled,
-        "spilled" => |memory| memory.spilled,
-        "unmanaged" => |memory| memory.process - memory.managed,
-        "unmanaged_old" => |memory| memory.unmanaged_old,
-        "unmanaged_recent" => MemoryState::unmanaged_recent,
-        "optimistic" => MemoryState::optimistic,
-        _ => return None,
-    })
-}
-
 impl Sampler {
     fn sample(&mut self, now: f64, cluster: &MemoryState) {
         if self.samples.len() == SAMPLES_MAX {
             self.samples.pop_front();
         }
-        self.samples.push_back((now, (self.measure)(cluster)));
+        self.samples.push_back((now, self.measure.of(cluster)));
         // A sampler that fell behind, in a scheduler that had no time, does not catch up.
         self.due = (self.due + self.interval).max(now);
     }
@@ -79,7 +65,7 @@ impl MemorySamplers {
         if name.starts_with('_') {
             return Err(assertion_error(""));
         }
-        let Some(measure) = measure(name) else {
+        let Some(measure) = Measure::from_name(name) else {
             return Err(attribute_error(&format!(
                 "'MemoryState' object has no attribute '{name}'"
             )));
@@ -144,29 +130,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_of_memory_add_up() {
-        let memory = MemoryState {
-            process: 100,
-            managed: 30,
-            unmanaged_old: 20,
-            spilled: 7,
-        };
-        let figure = |name: &str| measure(name).expect("it is a name of MemoryState")(&memory);
-        assert_eq!(figure("process"), figure("managed") + figure("unmanaged"));
-        assert_eq!(
-            figure("unmanaged"),
-            figure("unmanaged_old") + figure("unmanaged_recent")
-        );
-        assert_eq!(figure("managed_total"), 37);
-        assert_eq!(figure("optimistic"), 50);
-        assert!(measure("sum").is_none());
-    }
-
-    #[test]
     fn a_late_sampler_does_not_catch_up() {
         let mut sampler = Sampler {
             client: "client".into(),
-            measure: |memory| memory.process,
+            measure: Measure::Process,
             interval: 1.0,
             due: 0.0,
             samples: VecDeque::new(),

@@ -78,6 +78,7 @@ impl Extensions {
             | "shuffle_restrict_task" => self.shuffle(scheduler, now, request, arguments, out),
             "adaptive_target" => self.adaptive_target(scheduler, arguments),
             "workers_to_close" => self.suggest_workers(scheduler, arguments),
+            "amm_handler" => self.amm_handler(scheduler, now, arguments, out),
             "retire_workers" => self.retire_workers(scheduler, now, request, arguments, out),
             _ => return None,
         };
@@ -462,6 +463,18 @@ impl Extensions {
         ))
     }
 
+    fn amm_handler(
+        &mut self,
+        scheduler: &mut Scheduler,
+        now: f64,
+        arguments: &mut Arguments<'_>,
+        out: &mut Instructions,
+    ) -> Answer {
+        let method = arguments.text("method")?;
+        let cx = &mut Context::new(now, &mut self.waits, out);
+        self.memory_manager.handle(scheduler, cx, &method)
+    }
+
     fn retire_workers(
         &mut self,
         scheduler: &mut Scheduler,
@@ -537,8 +550,8 @@ impl Extensions {
         };
         self.waits.add(request, Wait::Retirement, None);
         let cx = &mut Context::new(now, &mut self.waits, out);
-        self.retirements
-            .start(scheduler, cx, request, workers, manner);
+        self.memory_manager
+            .retire(scheduler, cx, request, workers, manner);
         PENDING
     }
 

@@ -1,29 +1,23 @@
-//! Graceful retirement of workers: `retire_workers` and the `RetireWorker` policy.
+//! Graceful retirement of workers: `retire_workers`.
 //!
-//! A retiring worker gets no new tasks. What it alone holds is copied to
-//! running workers, every [`INTERVAL`] anew until nothing is left; then it goes.
-//! If nobody can take its data, it stays.
+//! A retiring worker gets no new tasks. What it alone holds is copied to running
+//! workers by the memory manager, run after run until nothing is left; then it
+//! goes. If nobody can take its data, it stays.
 
 use std::sync::Arc;
 
-use hashbrown::HashMap;
-use indexmap::{IndexMap, IndexSet};
 use oxidask_wire::{Map, Value, map};
 
+use super::memory_manager::Tally;
 use super::waits::Context;
 use crate::id::{RequestId, Status, StimulusId, TaskId, WorkerId};
 use crate::instruction::{Instruction, Level, ToWorker};
 use crate::{Event, Scheduler};
 
-/// Seconds between rounds (stock's `active-memory-manager.interval`).
-const INTERVAL: f64 = 2.0;
-
 /// All retirements under way.
 #[derive(Debug, Default)]
 pub(super) struct Retirements {
     retirements: Vec<Retirement>,
-    /// When the next round is due.
-    next_round: Option<f64>,
 }
 
 /// One `retire_workers` request.
@@ -44,7 +38,7 @@ struct Retiring {
     worker: WorkerId,
     address: Arc<str>,
     previous: Status,
-    /// As of the last time it was seen.
+    /// When it began or ended.
     identity: Map,
     progress: Progress,
 }
@@ -55,9 +49,7 @@ enum Progress {
     Moving {
         poll_at: f64,
     },
-    /// The last round found nothing left to copy.
-    Empty,
-    /// The last round found data that nobody can take.
+    /// The last run found data that nobody can take.
     NoRecipients,
     Retired,
     Aborted,
@@ -75,15 +67,6 @@ pub(super) struct Manner {
     pub(super) stimulus_id: StimulusId,
     pub(super) close: bool,
     pub(super) remove: bool,
-}
-
-/// Copies and drops decided on in one round.
-#[derive(Debug, Default)]
-struct Round {
-    /// Bytes on each worker, as if everything decided on had happened.
-    memory: HashMap<WorkerId, i64>,
-    acquire: IndexMap<TaskId, Vec<WorkerId>>,
-    drop: IndexMap<TaskId, Vec<WorkerId>>,
 }
 
 impl Retirements {
@@ -133,8 +116,93 @@ impl Retirements {
             remove,
             workers: retiring,
         });
-        self.run_round(scheduler, cx);
-        self.poll(scheduler, cx);
+    }
+
+    /// Whether no worker retires.
+    pub(super) fn is_empty(&self) -> bool {
+        self.retirements.is_empty()
+    }
+
+    /// Workers whose data has to go. One that holds an actor is given up.
+    pub(super) fn without_actors(
+        &mut self,
+        scheduler: &Scheduler,
+        cx: &mut Context<'_>,
+    ) -> Vec<WorkerId> {
+        let mut workers = Vec::new();
+        for retiring in self.moving() {
+            let Some(ws) = scheduler.worker(retiring.worker) else {
+                continue;
+            };
+            if ws.actors.is_empty() {
+                workers.push(retiring.worker);
+                continue;
+            }
+            let actors = ws.actors.iter();
+            let actors: Vec<_> = actors
+                .map(|actor| format!("{:?}", scheduler.tasks[actor].key))
+                .collect();
+            cx.log(
+                Level::Warning,
+                format!(
+                    "Tried retiring worker {}, but it holds actor(s) {{{}}}, which can't be moved.\
+                     The worker will not be retired.",
+                    retiring.address,
+                    actors.join(", ")
+                ),
+            );
+            retiring.progress = Progress::NoRecipients;
+        }
+        workers.sort_unstable();
+        workers.dedup();
+        workers
+    }
+
+    /// Takes in what a run found on a worker.
+    pub(super) fn judge(
+        &mut self,
+        scheduler: &Scheduler,
+        cx: &mut Context<'_>,
+        worker: WorkerId,
+        found: Tally,
+    ) {
+        let Some(ws) = scheduler.worker(worker) else {
+            return;
+        };
+        let address = &ws.address;
+        let Tally { unique, stuck } = found;
+        let (level, text) = if stuck > 0 {
+            let text = format!(
+                "Tried retiring worker {address}, but {stuck} tasks could not be moved as there are no \
+                 suitable workers to receive them. The worker will not be retired."
+            );
+            (Level::Warning, text)
+        } else if unique > 0 {
+            let text = format!("Retiring worker {address}; {unique} keys are being moved away.");
+            (Level::Info, text)
+        } else {
+            let text = format!("Retiring worker {address}; no unique keys need to be moved away.");
+            (Level::Info, text)
+        };
+        cx.log(level, text);
+        for retiring in self.moving() {
+            if retiring.worker == worker {
+                retiring.progress = if stuck > 0 {
+                    Progress::NoRecipients
+                } else {
+                    Progress::Moving { poll_at: cx.now }
+                };
+            }
+        }
+    }
+
+    /// Workers that still have data of their own.
+    fn moving(&mut self) -> impl Iterator<Item = &mut Retiring> {
+        let retiring = self
+            .retirements
+            .iter_mut()
+            .flat_map(|retirement| &mut retirement.workers);
+        retiring.filter(|retiring| matches!(retiring.progress, Progress::Moving { .. }))
     }
 
     /// When something is to be looked at again.
@@ -145,22 +213,9 @@ impl Retirements {
             .flat_map(|retirement| &retirement.workers);
         let polls = polls.filter_map(|retiring| match retiring.progress {
             Progress::Moving { poll_at } => Some(poll_at),
-            Progress::Empty | Progress::NoRecipients | Progress::Retired | Progress::Aborted => {
-                None
-            }
+            Progress::NoRecipients | Progress::Retired | Progress::Aborted => None,
         });
-        polls.chain(self.next_round).reduce(f64::min)
-    }
-
-    /// Does what is due.
-    pub(super) fn tick(&mut self, scheduler: &mut Scheduler, cx: &mut Context<'_>) {
-        if self.retirements.is_empty() {
-            return;
-        }
-        if self.next_round.is_none_or(|at| at <= cx.now) {
-            self.run_round(scheduler, cx);
-        }
-        self.poll(scheduler, cx);
+        polls.reduce(f64::min)
     }
 
     /// A caller is gone; the retirement goes on.
@@ -185,45 +240,24 @@ impl Retirements {
         }
     }
 
-    /// One round over all workers that still have data of their own.
-    fn run_round(&mut self, scheduler: &mut Scheduler, cx: &mut Context<'_>) {
-        let mut round = Round {
-            memory: scheduler
-                .workers()
-                .map(|(id, worker)| (id, worker.memory().optimistic()))
-                .collect(),
-            ..Round::default()
-        };
-        for retirement in &mut self.retirements {
-            for retiring in &mut retirement.workers {
-                if let Progress::Moving { .. } = retiring.progress
-                    && let Some(progress) = round.evacuate(scheduler, cx, retiring)
-                {
-                    retiring.progress = progress;
-                }
-            }
-        }
-        round.enact(scheduler, cx);
-        self.next_round = Some(cx.now + INTERVAL);
-    }
-
     /// Finishes what has no data of its own left.
-    fn poll(&mut self, scheduler: &mut Scheduler, cx: &mut Context<'_>) {
+    pub(super) fn poll(&mut self, scheduler: &mut Scheduler, cx: &mut Context<'_>) {
+        if self.retirements.is_empty() {
+            return;
+        }
         for retirement in &mut self.retirements {
             for retiring in &mut retirement.workers {
-                let worker = scheduler.worker(retiring.worker);
-                if let Some(worker) = worker {
-                    retiring.identity = worker.identity();
-                }
                 let retired = match retiring.progress {
                     Progress::Retired | Progress::Aborted => continue,
                     Progress::NoRecipients => false,
-                    Progress::Empty => true,
                     Progress::Moving { poll_at } if poll_at > cx.now => continue,
                     Progress::Moving { .. } => {
-                        let unique = |task: TaskId| scheduler.tasks[task].who_has.len() < 2;
+                        let worker = scheduler.worker(retiring.worker);
                         if let Some(worker) = worker
-                            && worker.has_what.iter().any(unique)
+                            && worker
+                                .has_what
+                                .iter()
+                                .any(|task| is_unique(scheduler, task))
                         {
                             // A hundredth of a second for a few keys, half a second for many.
                             let seconds = (worker.has_what.len() as f64 / 400.0).clamp(0.01, 0.5);
@@ -259,9 +293,6 @@ impl Retirements {
             }
             !over
         });
-        if self.retirements.is_empty() {
-            self.next_round = None;
-        }
     }
 }
 
@@ -314,6 +345,17 @@ impl Retirement {
     }
 }
 
+/// Whether every worker that holds a result is about to go. Stock takes a replica on
+/// another worker that retires for a safe one, and may lose both.
+fn is_unique(scheduler: &Scheduler, task: TaskId) -> bool {
+    let ts = &scheduler.tasks[task];
+    let stays = |holder: WorkerId| {
+        let worker = scheduler.worker(holder);
+        worker.is_some_and(|ws| matches!(ws.status, Status::Running | Status::Paused))
+    };
+    !ts.actor && !ts.who_has.iter().any(stays)
+}
+
 fn retirement_done(
     scheduler: &mut Scheduler,
     cx: &mut Context<'_>,
@@ -323,7 +365,11 @@ fn retirement_done(
     stimulus_id: &StimulusId,
 ) {
     let worker = retiring.worker;
-    let known = scheduler.worker(worker).is_some();
+    let state = scheduler.worker(worker);
+    let known = state.is_some();
+    if let Some(state) = state {
+        retiring.identity = state.identity();
+    }
     if remove {
         let event = Event::RemoveWorker {
             worker,
@@ -374,138 +420,4 @@ fn retirement_aborted(cx: &mut Context<'_>, retiring: &mut Retiring, stimulus_id
         ),
     );
     retiring.progress = Progress::Aborted;
-}
-
-impl Round {
-    /// Plans copies of what a worker alone holds. Gives its progress if that changes.
-    fn evacuate(
-        &mut self,
-        scheduler: &Scheduler,
-        cx: &mut Context<'_>,
-        retiring: &Retiring,
-    ) -> Option<Progress> {
-        let worker = scheduler.worker(retiring.worker)?;
-        let address = &retiring.address;
-        if !worker.actors.is_empty() {
-            let actors: Vec<_> = worker
-                .actors
-                .iter()
-                .map(|actor| format!("{:?}", scheduler.tasks[actor].key))
-                .collect();
-            cx.log(
-                Level::Warning,
-                format!(
-                    "Tried retiring worker {address}, but it holds actor(s) {{{}}}, which can't be moved.\
-                     The worker will not be retired.",
-                    actors.join(", ")
-                ),
-            );
-            return Some(Progress::NoRecipients);
-        }
-        let mut copied = 0;
-        let mut stuck = 0;
-        for task in &worker.has_what {
-            let ts = &scheduler.tasks[task];
-            if ts.actor {
-                continue;
-            }
-            if ts.who_has.len() > 1 {
-                if self.drop_replica(scheduler, task, retiring.worker) {
-                    continue;
-                }
-                if ts.who_has.iter().any(|holder| scheduler.is_running(holder)) {
-                    continue;
-                }
-            }
-            copied += 1;
-            if self.acquire.get(&task).is_none_or(Vec::is_empty)
-                && !self.add_replica(scheduler, task)
-            {
-                stuck += 1;
-            }
-        }
-        if stuck > 0 {
-            cx.log(
-                Level::Warning,
-                format!(
-                    "Tried retiring worker {address}, but {stuck} tasks could not be moved as there are no \
-                     suitable workers to receive them. The worker will not be retired."
-                ),
-            );
-            return Some(Progress::NoRecipients);
-        }
-        if copied > 0 {
-            cx.log(
-                Level::Info,
-                format!("Retiring worker {address}; {copied} keys are being moved away."),
-            );
-            return None;
-        }
-        cx.log(
-            Level::Info,
-            format!("Retiring worker {address}; no unique keys need to be moved away."),
-        );
-        Some(Progress::Empty)
-    }
-
-    /// Copies a task to the running worker with the least memory in use that lacks it.
-    fn add_replica(&mut self, scheduler: &Scheduler, task: TaskId) -> bool {
-        let ts = &scheduler.tasks[task];
-        let recipient = scheduler
-            .running()
-            .filter(|&worker| !ts.who_has.contains(worker))
-            .min_by_key(|worker| self.memory.get(worker).copied().unwrap_or(0));
-        let Some(recipient) = recipient else {
-            return false;
-        };
-        *self.memory.entry(recipient).or_default() += ts.nbytes.max(0);
-        self.acquire.entry(task).or_default().push(recipient);
-        true
-    }
-
-    /// Drops a replica unless it is the last one, or a task that needs it is on that worker.
-    fn drop_replica(&mut self, scheduler: &Scheduler, task: TaskId, worker: WorkerId) -> bool {
-        let ts = &scheduler.tasks[task];
-        let dropped = self.drop.get(&task).map_or(0, Vec::len);
-        let needed = |waiter: TaskId| scheduler.tasks[waiter].processing_on == Some(worker);
-        if ts.who_has.len() - dropped < 2 || ts.waiters.iter().any(needed) {
-            return false;
-        }
-        self.drop.entry(task).or_default().push(worker);
-        true
-    }
-
-    fn enact(self, scheduler: &mut Scheduler, cx: &mut Context<'_>) {
-        let stimulus_id = StimulusId::from(format!("active_memory_manager-{}", cx.now));
-        let by_worker = |plan: IndexMap<TaskId, Vec<WorkerId>>, scheduler: &Scheduler| {
-            let mut by_worker: IndexMap<WorkerId, IndexSet<oxidask_wire::Key>> = IndexMap::new();
-            for (task, workers) in plan {
-                for worker in workers {
-                    by_worker
-                        .entry(worker)
-                        .or_default()
-                        .insert(scheduler.tasks[task].key.clone());
-                }
-            }
-            by_worker
-        };
-        let acquire = by_worker(self.acquire, scheduler);
-        let drop = by_worker(self.drop, scheduler);
-        for (worker, keys) in acquire {
-            let event = Event::AcquireReplicas {
-                worker,
-                keys: keys.into_iter().collect(),
-                stimulus_id: stimulus_id.clone(),
-            };
-            scheduler.apply(cx.now, event, cx.out);
-        }
-        for (worker, keys) in drop {
-            let event = Event::RemoveReplicas {
-                worker,
-                keys: keys.into_iter().collect(),
-                stimulus_id: stimulus_id.clone(),
-            };
-            scheduler.apply(cx.now, event, cx.out);
-        }
-    }
 }

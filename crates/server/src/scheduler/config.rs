@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use oxidask_scheduler as core;
+use oxidask_scheduler::measure::Measure;
 use oxidask_wire::{self as wire, map};
 
+use super::memory_policies::MemoryPolicies;
 use super::plugin_host::{self, Preload};
 use crate::config::{Config, ConfigError, ServerConfig, Value, parse_timedelta};
 use crate::graph_helper;
@@ -58,6 +60,7 @@ pub(super) fn core(config: &Config) -> Result<core::Config, ConfigError> {
             .count("distributed.scheduler.dashboard.tasks.task-stream-length")?
             .max(1),
         events_cleanup_delay: seconds("distributed.scheduler.events-cleanup-delay")?,
+        memory_manager: memory_manager(config)?,
         lease_validation_interval: seconds(
             "distributed.scheduler.locks.lease-validation-interval",
         )?,
@@ -81,16 +84,88 @@ fn interval(config: &Config, key: &str, unit: &str) -> Result<f64, ConfigError> 
     }
 }
 
+/// A measure of a worker's memory, by its name in Dask.
+fn measure(config: &Config, key: &str) -> Result<Measure, ConfigError> {
+    Measure::from_name(&config.text(key)?).ok_or_else(|| {
+        let names = Measure::ALL.map(Measure::name).join(", ");
+        config.invalid(key, &format!("must be one of {names}"))
+    })
+}
+
+const MEMORY_MANAGER: &str = "distributed.scheduler.active-memory-manager";
+
+/// The one policy that the core has by itself.
+const REDUCE_REPLICAS: &str = "distributed.active_memory_manager.ReduceReplicas";
+
+fn memory_manager(config: &Config) -> Result<core::memory_manager::Config, ConfigError> {
+    let key = |name: &str| format!("{MEMORY_MANAGER}.{name}");
+    let policies = policies(config)?;
+    Ok(core::memory_manager::Config {
+        start: config.bool(&key("start"))?,
+        interval: interval(config, &key("interval"), "s")?,
+        measure: measure(config, &key("measure"))?,
+        reduce_replicas: policies.iter().any(|(class, _)| class == REDUCE_REPLICAS),
+    })
+}
+
+/// Those policies that the core does not have.
+pub(super) fn memory_policies(config: &Config) -> Result<Option<MemoryPolicies>, ConfigError> {
+    let policies = policies(config)?.into_iter();
+    let foreign = policies.filter(|(class, _)| class != REDUCE_REPLICAS);
+    let foreign: Vec<wire::Value> = foreign.map(|(_, policy)| plain(&policy)).collect();
+    if foreign.is_empty() {
+        return Ok(None);
+    }
+    let manager = memory_manager(config)?;
+    Ok(Some(MemoryPolicies {
+        policies: foreign.into(),
+        measure: manager.measure.name(),
+        interval: Duration::from_secs_f64(manager.interval),
+    }))
+}
+
+/// A value of the configuration as it goes to Python.
+fn plain(value: &Value) -> wire::Value {
+    match value {
+        Value::Null => wire::Value::Nil,
+        Value::Bool(value) => (*value).into(),
+        Value::Int(value) => (*value).into(),
+        Value::Float(value) => (*value).into(),
+        Value::Str(text) => text.as_str().into(),
+        Value::List(items) => items.iter().map(plain).collect(),
+        Value::Map(map) => {
+            let entries = map.iter();
+            let map: wire::Map = entries.map(|(key, value)| (key.as_str(), plain(value))).collect();
+            map.into()
+        }
+    }
+}
+
+/// Policies of the memory manager: the class and the arguments of each.
+fn policies(config: &Config) -> Result<Vec<(String, Value)>, ConfigError> {
+    let key = format!("{MEMORY_MANAGER}.policies");
+    let wrong = || {
+        let expected = "expected a list of policies, each with the name of its `class`";
+        config.invalid(&key, expected)
+    };
+    let Some(policies) = config.get(&key).filter(|value| **value != Value::Null) else {
+        return Ok(Vec::new());
+    };
+    let policy = |policy: &Value| {
+        let class = policy.as_map()?.get("class")?.as_str()?;
+        Some((class.to_owned(), policy.clone()))
+    };
+    let list = policies.as_list().ok_or_else(wrong)?;
+    list.iter()
+        .map(|value| policy(value).ok_or_else(wrong))
+        .collect()
+}
+
 /// `distributed.worker.memory.rebalance`.
 pub(super) fn rebalance(config: &Config) -> Result<core::rebalance::RebalanceConfig, ConfigError> {
     let part = |name: &str| config.float(&format!("distributed.worker.memory.rebalance.{name}"));
-    let measure_key = "distributed.worker.memory.rebalance.measure";
-    let measure = config.text(measure_key)?;
     Ok(core::rebalance::RebalanceConfig {
-        measure: core::rebalance::Measure::from_name(&measure).ok_or_else(|| {
-            let expected = "expected process, optimistic, managed or managed_in_memory";
-            config.invalid(measure_key, expected)
-        })?,
+        measure: measure(config, "distributed.worker.memory.rebalance.measure")?,
         sender_min: part("sender-min")?,
         recipient_max: part("recipient-max")?,
         sender_recipient_gap: part("sender-recipient-gap")?,

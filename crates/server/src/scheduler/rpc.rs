@@ -68,6 +68,8 @@ pub(super) async fn call(
         "replicate" => replicate::replicate(shell, args).await,
         "rebalance" => replicate::rebalance(shell, args).await,
 
+        "amm_handler" => super::memory_policies::amm_handler(shell, args).await,
+
         "broadcast" => broadcast::broadcast(shell, args).await,
         "proxy" => broadcast::proxy(shell, args).await,
         "benchmark_hardware" => benchmark::benchmark_hardware(shell).await,
@@ -145,7 +147,7 @@ async fn extension(
 }
 
 /// An operation of the extensions that answers at once.
-pub(super) async fn extension_reply(
+pub(in crate::scheduler) async fn extension_reply(
     shell: &ShellHandle,
     op: &'static str,
     mut args: Args,

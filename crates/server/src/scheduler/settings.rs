@@ -7,6 +7,7 @@ use oxidask_scheduler as core;
 use oxidask_wire::{Map, Str, Value};
 
 use super::args::Args;
+use super::memory_policies::MemoryPolicies;
 use super::shell::ShellHandle;
 use crate::graph_helper;
 use crate::logging::Logs;
@@ -21,6 +22,8 @@ pub(crate) struct Settings {
     pub(crate) adaptive_target_duration: f64,
     /// `distributed.worker.memory.rebalance`.
     pub(crate) rebalance: core::rebalance::RebalanceConfig,
+    /// Policies of the active memory manager that are Python's.
+    pub(crate) memory_policies: Option<MemoryPolicies>,
     /// `distributed.scheduler.blocked-handlers`.
     pub(crate) blocked_handlers: HashSet<String>,
     /// Most bytes that may wait for a slow worker or client.
