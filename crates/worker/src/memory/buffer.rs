@@ -48,7 +48,7 @@ pub enum Verdict {
 pub enum Failure {
     /// It cannot be serialised: it is not tried again.
     Unspillable,
-    /// The disk is full or broken: nothing is tried until the next observation.
+    /// The disk is full or broken: nothing is tried for some observations.
     Disk,
 }
 
@@ -101,6 +101,11 @@ struct Entry {
     place: Place,
 }
 
+/// A broken disk is tried again after 1, 2, 4 and so on observations, 256 at most:
+/// 25 seconds at stock's `monitor-interval`. Chosen: serialising gigabytes in vain ten
+/// times a second would leave tasks nothing.
+const STALL_EXPONENT_MAX: u32 = 8;
+
 /// Decides which values are in memory. `zict.Buffer` with `zict.LRU` in front, as
 /// distributed uses them.
 #[derive(Debug)]
@@ -122,10 +127,11 @@ pub struct Buffer {
     writes_count: usize,
     /// Bytes that shall leave whatever the target says.
     demand: u64,
-    /// A write failed: no other begins before the next observation.
-    is_stalled: bool,
-    /// The last write failed: one at a time finds out whether things are better.
-    is_probing: bool,
+    /// Observations before the next write may begin, after one that failed.
+    stalled_for: u32,
+    /// Writes that have failed since one went well. One at a time then finds out
+    /// whether things are better.
+    failed_count: u32,
 }
 
 impl Buffer {
@@ -144,8 +150,8 @@ impl Buffer {
             promised: BTreeMap::new(),
             writes_count: 0,
             demand: 0,
-            is_stalled: false,
-            is_probing: false,
+            stalled_for: 0,
+            failed_count: 0,
         }
     }
 
@@ -153,7 +159,7 @@ impl Buffer {
     /// [`begin_direct`](Self::begin_direct), and fails its task if it cannot be
     /// serialised. False while nothing can be written.
     pub fn is_heavy(&self, nbytes: u64) -> bool {
-        !self.is_stalled && self.limits.target.is_some_and(|target| nbytes > target)
+        self.stalled_for == 0 && self.limits.target.is_some_and(|target| nbytes > target)
     }
 
     /// A value is in memory, the most recently used one. One with the same key is replaced.
@@ -263,20 +269,19 @@ impl Buffer {
     }
 
     /// The process was looked at: so many bytes are to leave whatever the target
-    /// says. What failed may be tried again.
+    /// says. After some of these what failed is tried again.
     pub fn observe(&mut self, demand: u64) {
         self.demand = demand;
-        self.is_stalled = false;
+        self.stalled_for = self.stalled_for.saturating_sub(1);
     }
 
     /// The next value to write, if there is one and it may begin now.
     pub fn next_write(&mut self) -> Option<Write> {
-        let count_max = if self.is_probing {
-            1
-        } else {
-            self.limits.writes_count_max
+        let count_max = match self.failed_count {
+            0 => self.limits.writes_count_max,
+            _ => 1,
         };
-        if self.is_stalled || self.writes_count >= count_max {
+        if self.stalled_for > 0 || self.writes_count >= count_max {
             return None;
         }
         let staying = self.memory - self.leaving;
@@ -349,7 +354,7 @@ impl Buffer {
     /// A direct write has ended well. Its room stays promised.
     pub fn written_direct(&mut self) {
         self.writes_count -= 1;
-        self.is_probing = false;
+        self.failed_count = 0;
     }
 
     /// The value of a direct write is here, on disk.
@@ -380,8 +385,8 @@ impl Buffer {
     fn fail(&mut self, key: Option<&Key>, ticket: Ticket, failure: Failure) {
         self.writes_count -= 1;
         if failure == Failure::Disk {
-            self.is_stalled = true;
-            self.is_probing = true;
+            self.stalled_for = 1 << self.failed_count.min(STALL_EXPONENT_MAX);
+            self.failed_count += 1;
         }
         let Some(key) = key.filter(|key| self.is_writing(key, ticket)) else {
             return;
@@ -408,7 +413,7 @@ impl Buffer {
 
     /// Whether nothing can begin to leave memory.
     pub fn is_exhausted(&self) -> bool {
-        self.order.is_empty() || self.is_stalled
+        self.order.is_empty() || self.stalled_for > 0
     }
 
     /// Bytes of values in memory, those on their way to disk included.
@@ -458,7 +463,7 @@ impl Buffer {
         self.spilled_count -= 1;
         if self.limits.max_spill.is_some() {
             // There is room again.
-            self.is_stalled = false;
+            self.stalled_for = 0;
         }
     }
 
