@@ -187,6 +187,47 @@ pub fn maybe_compress(compression: Compression, data: &Bytes) -> Result<Option<B
 }
 
 impl Serialized {
+    /// The same value with the frames compressed for which that is likely to pay,
+    /// as distributed does for a peer that reads `compression`; `None` if there
+    /// are none.
+    ///
+    /// # Errors
+    /// A header that contradicts the frames, or a compression that fails.
+    pub fn compressed(&self, compression: Compression) -> Result<Option<Self>> {
+        let mut header = self.header_map()?;
+        let mut names = match header.take("compression") {
+            None | Some(Value::Nil) => vec![Value::Nil; self.frames.len()],
+            Some(names) => {
+                let found = names.type_name();
+                names.into_array().ok_or(Error::UnexpectedType {
+                    field: "compression",
+                    expected: "array",
+                    found,
+                })?
+            }
+        };
+        if names.len() != self.frames.len() {
+            return Err(Error::Inconsistent {
+                field: "compression",
+                value: names.len() as u64,
+            });
+        }
+        let mut frames = self.frames.clone();
+        let mut any = false;
+        for (name, frame) in names.iter_mut().zip(&mut frames) {
+            if name.is_nil()
+                && let Some(compressed) = maybe_compress(compression, frame)?
+            {
+                *name = compression.name().into();
+                *frame = compressed;
+                any = true;
+            }
+        }
+        header.push("compression", names);
+        let header = crate::encode(&Value::Map(header)).swap_remove(0);
+        Ok(any.then_some(Self { header, frames }))
+    }
+
     /// The frames as the family that wrote them sees them: decompressed, shards
     /// joined. `nbytes_max` bounds the bytes of all of them together.
     ///
