@@ -1,4 +1,4 @@
-//! HTTP pages and APIs of a scheduler, on its dashboard port.
+//! HTTP pages and APIs of a scheduler or a worker, on its dashboard port.
 //!
 //! ```text
 //!  browser, probe, Prometheus ──► router ──► SchedulerInfo (asks the scheduler) ──► page, JSON, metrics
@@ -6,7 +6,7 @@
 //!
 //! Paths are those of stock Dask: `/health`, `/info/…`, `/json/…`, `/metrics`,
 //! `/eventstream`, `/api/v1/…`, `/sitemap.json`. Nothing here knows the scheduler; it answers
-//! through [`SchedulerInfo`].
+//! through [`SchedulerInfo`]. A worker has fewer pages and answers through [`WorkerInfo`].
 
 pub mod info;
 
@@ -18,6 +18,7 @@ mod origins;
 mod pages;
 mod router;
 mod serve;
+mod worker;
 
 #[cfg(test)]
 mod tests;
@@ -26,3 +27,4 @@ pub use info::{Error, Reply, Retire, SchedulerInfo};
 pub use origins::WebsocketOrigins;
 pub use router::{Options, Routes, router};
 pub use serve::{BindError, Bound, Tls, bind};
+pub use worker::{WorkerInfo, WorkerMetrics, WorkerOptions, WorkerRoutes, worker_router};

@@ -223,13 +223,14 @@ fn per_prefix(families: &mut Families, metrics: &Metrics) {
     }
 }
 
-struct Families {
+/// Text made of families of samples.
+pub(crate) struct Families {
     prefix: String,
     text: String,
 }
 
 impl Families {
-    fn new(namespace: &str, subsystem: &str) -> Self {
+    pub(crate) fn new(namespace: &str, subsystem: &str) -> Self {
         let namespace = match namespace {
             "" => String::new(),
             namespace => format!("{namespace}_"),
@@ -240,18 +241,22 @@ impl Families {
         }
     }
 
-    fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
+    pub(crate) fn into_text(self) -> String {
+        self.text
+    }
+
+    pub(crate) fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
         self.family(name, help, "gauge");
         self.sample(name, &[], value);
     }
 
-    fn counter(&mut self, name: &str, help: &str, value: impl Display) {
+    pub(crate) fn counter(&mut self, name: &str, help: &str, value: impl Display) {
         let name = format!("{name}_total");
         self.family(&name, help, "counter");
         self.sample(&name, &[], value);
     }
 
-    fn family(&mut self, name: &str, help: &str, kind: &str) {
+    pub(crate) fn family(&mut self, name: &str, help: &str, kind: &str) {
         let help = help.replace('\\', "\\\\").replace('\n', "\\n");
         let prefix = &self.prefix;
         writeln!(
@@ -261,7 +266,7 @@ impl Families {
         .expect("writing to a string cannot fail");
     }
 
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+    pub(crate) fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
         let labels: Vec<String> = labels
             .iter()
             .map(|(label, value)| {

@@ -209,7 +209,7 @@ pub fn router(info: Arc<dyn SchedulerInfo>, options: Options) -> Router {
 }
 
 /// A failed question as a response.
-struct Failure(Error);
+pub(crate) struct Failure(Error);
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
@@ -228,7 +228,7 @@ impl From<Error> for Failure {
     }
 }
 
-type Answer = Result<Response, Failure>;
+pub(crate) type Answer = Result<Response, Failure>;
 
 fn page(html: String) -> Answer {
     Ok(Html(html).into_response())
@@ -257,7 +257,7 @@ fn without_plus(name: &str) -> Option<String> {
     name.contains('+').then(|| name.replace('+', " "))
 }
 
-async fn health() -> Response {
+pub(crate) async fn health() -> Response {
     plain("text/plain; charset=utf-8", "ok".to_owned())
 }
 
@@ -269,7 +269,7 @@ pub(crate) fn plain(content_type: &'static str, text: String) -> Response {
         .into_response()
 }
 
-async fn style() -> Response {
+pub(crate) async fn style() -> Response {
     plain(
         "text/css; charset=utf-8",
         include_str!("base.css").to_owned(),
