@@ -43,6 +43,17 @@ pub struct Move {
     pub task: TaskId,
 }
 
+/// What it takes to bring workers closer to the mean.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rebalance {
+    /// In the order in which they were decided on.
+    pub moves: Vec<Move>,
+    /// Workers above the mean, at the beginning.
+    pub senders: usize,
+    /// Workers below the mean, at the beginning.
+    pub recipients: usize,
+}
+
 /// A worker on one side of the mean. Ordered as in a heap whose greatest element
 /// is the worker farthest from the mean.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,7 +84,7 @@ pub fn rebalance(
     tasks: Option<&HashSet<TaskId>>,
     workers: &[WorkerId],
     config: &RebalanceConfig,
-) -> Vec<Move> {
+) -> Rebalance {
     let known = || {
         workers
             .iter()
@@ -81,7 +92,7 @@ pub fn rebalance(
     };
     let count = known().count() as i64;
     if count == 0 {
-        return Vec::new();
+        return Rebalance::default();
     }
     let mean = known()
         .map(|(_, worker)| config.measure.of(&worker.memory()))
@@ -115,6 +126,7 @@ pub fn rebalance(
         }
     }
     let mut moves = Vec::new();
+    let (sender_count, recipient_count) = (senders.len(), recipients.len());
     while !recipients.is_empty() {
         let Some(mut sender) = senders.pop() else {
             break;
@@ -151,7 +163,11 @@ pub fn rebalance(
         senders.extend(sender.moved(nbytes));
         recipients.extend(recipient.moved(nbytes));
     }
-    moves
+    Rebalance {
+        moves,
+        senders: sender_count,
+        recipients: recipient_count,
+    }
 }
 
 /// The recipient farthest from the mean that has room for a task and lacks it.

@@ -44,6 +44,10 @@ pub(super) async fn call(
     if caller.is_some() && shell.host.handles(op) {
         return Some(shell.host.handle(op, args.0, false).await);
     }
+    let _retiring = match op {
+        "retire_workers" => Some(shell.replicas.read().await),
+        _ => None,
+    };
     Some(match op {
         "identity" => cluster::identity_reply(shell, args).await,
         "echo" => Ok(args.0.get("data").cloned().unwrap_or(Value::Nil)),

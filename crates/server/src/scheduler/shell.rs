@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use oxidask_scheduler::extensions::Extensions;
 use oxidask_scheduler::{ClientId, Event, Failure, Instructions, RequestId, Scheduler, WorkerId};
 use oxidask_wire::{Map, Value};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{RwLock, mpsc, oneshot, watch};
 
 use super::info::{Feed, Turns};
 use super::peers::Peers;
@@ -40,6 +40,9 @@ pub(crate) struct ShellHandle {
     pub(crate) peers: Peers,
     pub(crate) helpers: graph_helper::Pool,
     pub(super) host: PluginHost,
+    /// Taken for writing by who copies or moves replicas for itself, for reading while
+    /// workers retire (`_replica_lock` of distributed).
+    pub(super) replicas: Arc<RwLock<()>>,
     closing: Arc<watch::Sender<Option<Arc<str>>>>,
     /// Preloads have been set up: peers are served.
     ready: Arc<watch::Sender<bool>>,
@@ -193,6 +196,7 @@ impl Shell {
             peers,
             helpers,
             host: PluginHost::new(),
+            replicas: Arc::default(),
             closing: Arc::new(watch::Sender::new(None)),
             ready: Arc::new(watch::Sender::new(false)),
         };

@@ -1,21 +1,29 @@
 //! `replicate` and `rebalance`: results on more, or on other, workers.
+//!
+//! Neither runs while the other one does, or while workers retire.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use futures_util::future::join_all;
+use futures_util::future::{join_all, try_join_all};
 use indexmap::IndexMap;
-use oxidask_scheduler::rebalance;
-use oxidask_scheduler::{Event, Failure, StimulusId, WorkerId};
+use oxidask_scheduler::rebalance::{self, Rebalance};
+use oxidask_scheduler::{Event, Failure, State, StimulusId, WorkerId};
 use oxidask_wire::{Key, Map, Value, map};
 use tracing::warn;
 
 use super::super::args::{Args, value_error};
-use super::super::shell::{Shell, ShellHandle};
+use super::super::shell::{Shell, ShellHandle, now};
 use super::cluster::key_error;
 
-/// Holders of a key and workers that shall fetch it.
-type Fetches = IndexMap<WorkerId, Vec<(Key, Vec<Arc<str>>)>>;
+/// Keys that a worker shall fetch, each with the addresses of its holders.
+type WhoHas = Vec<(Key, Vec<Arc<str>>)>;
+
+/// By the address of the worker.
+type Fetches = IndexMap<Arc<str>, WhoHas>;
+
+/// Keys by the address of a worker that shall drop them.
+type Deletions = IndexMap<Arc<str>, Vec<Key>>;
 
 #[derive(Clone, Debug)]
 struct Plan {
@@ -27,33 +35,38 @@ struct Plan {
     stimulus_id: StimulusId,
     /// Turns through the candidates, in place of stock's random choice.
     turn: usize,
+    /// Keys that a worker could not fetch; it is not asked again.
+    failed: HashSet<(Key, Arc<str>)>,
 }
 
 pub(super) async fn replicate(shell: &ShellHandle, mut args: Args) -> Result<Value, Failure> {
+    let _alone = shell.replicas.write().await;
     let count = |value: Value| value.as_i64().and_then(|count| usize::try_from(count).ok());
-    let plan = Plan {
+    let branching_factor = args.optional("branching_factor").as_i64().unwrap_or(2);
+    let mut plan = Plan {
         keys: args.keys("keys")?,
         replicas: count(args.optional("n")),
         workers: args.optional("workers"),
-        branching_factor: count(args.optional("branching_factor")).unwrap_or(2).max(1),
+        branching_factor: usize::try_from(branching_factor).unwrap_or(0),
         stimulus_id: args.stimulus_id("replicate"),
         turn: 0,
+        failed: HashSet::new(),
     };
+    if plan.branching_factor == 0 {
+        return Err(Failure::builtin("AssertionError", ""));
+    }
     let delete = args.flag("delete", true);
     let key_count = plan.keys.len();
-    let mut plan = plan;
 
     let first = plan.clone();
-    let missing = shell
-        .call(move |shell| first.begin(shell, delete))
-        .await??;
-    if !missing.is_empty() {
-        let keys: Value = missing.into_iter().map(Value::from).collect();
-        return Ok(Value::Map(
-            map! { "status" => "partial-fail", "keys" => keys },
-        ));
+    let surplus = match shell.call(move |shell| first.begin(shell)).await?? {
+        Ok(surplus) => surplus,
+        Err(missing) => return Ok(partial_fail(missing)),
+    };
+    if delete {
+        delete_worker_data(shell, surplus, &plan.stimulus_id).await?;
     }
-    // Every round at least one worker gets at least one key, or the key is given up.
+    // Every round at least one worker gets a key, or is not asked for it again.
     loop {
         plan.turn = plan.turn.wrapping_add(1);
         let round = plan.clone();
@@ -61,12 +74,35 @@ pub(super) async fn replicate(shell: &ShellHandle, mut args: Args) -> Result<Val
         if fetches.is_empty() {
             break;
         }
-        let failed = fetch(shell, fetches, &plan.stimulus_id).await?;
-        plan.keys.retain(|key| !failed.contains(key));
+        for (worker, keys) in gather_on_workers(shell, &fetches, &plan.stimulus_id).await? {
+            let failed = keys.into_iter().map(|key| (key, worker.clone()));
+            plan.failed.extend(failed);
+        }
+        shell
+            .call(move |shell| {
+                for (worker, who_has) in &fetches {
+                    let message = map! { "action" => "replicate-add", "who_has" => map_of(who_has) };
+                    shell.log_event(&[worker], Value::Map(message));
+                }
+            })
+            .await?;
     }
-    let message = map! { "action" => "replicate", "key-count" => key_count, "branching-factor" => plan.branching_factor };
     shell
-        .call(move |shell| shell.log_event(&["all"], Value::Map(message)))
+        .call(move |shell| {
+            let candidates = plan.candidates(shell);
+            let workers: Value = candidates
+                .into_iter()
+                .filter_map(|worker| shell.worker_address(worker))
+                .map(Value::from)
+                .collect();
+            let message = map! {
+                "action" => "replicate",
+                "workers" => workers,
+                "key-count" => key_count,
+                "branching-factor" => plan.branching_factor,
+            };
+            shell.log_event(&["all"], Value::Map(message));
+        })
         .await?;
     Ok(Value::Nil)
 }
@@ -96,15 +132,15 @@ impl Plan {
             .min(candidates.len())
     }
 
-    /// Checks the request and drops surplus replicas; returns keys without data.
-    fn begin(&self, shell: &mut Shell, delete: bool) -> Result<Vec<Key>, Failure> {
+    /// Checks the request; gives the surplus replicas, or the keys without data.
+    fn begin(&self, shell: &Shell) -> Result<Result<Deletions, Vec<Key>>, Failure> {
         let candidates = self.candidates(shell);
         let replicas = self.replicas(&candidates);
         if replicas == 0 {
             return Err(value_error("Can not use replicate to delete data"));
         }
         let mut missing = Vec::new();
-        let mut surplus: IndexMap<WorkerId, Vec<Key>> = IndexMap::new();
+        let mut surplus = Deletions::new();
         for key in &self.keys {
             let task = shell.core.find_task(key).ok_or_else(|| key_error(key))?;
             if task.who_has.is_empty() {
@@ -114,115 +150,196 @@ impl Plan {
                 .iter()
                 .filter(|worker| task.who_has.contains(**worker));
             for worker in holders.skip(replicas) {
-                surplus.entry(*worker).or_default().push(key.clone());
+                if let Some(address) = shell.worker_address(*worker) {
+                    surplus.entry(address).or_default().push(key.clone());
+                }
             }
         }
-        if missing.is_empty() && delete {
-            for (worker, keys) in surplus {
-                shell.event(Event::RemoveReplicas {
-                    worker,
-                    keys,
-                    stimulus_id: self.stimulus_id.clone(),
-                });
-            }
+        if missing.is_empty() {
+            Ok(Ok(surplus))
+        } else {
+            Ok(Err(missing))
         }
-        Ok(missing)
     }
 
     /// One round: each key goes to at most `branching_factor` workers per holder.
     fn fetches(&self, shell: &Shell) -> Fetches {
-        let candidates = self.candidates(shell);
-        let replicas = self.replicas(&candidates);
+        let candidates: Vec<(WorkerId, Arc<str>)> = self
+            .candidates(shell)
+            .into_iter()
+            .filter_map(|worker| Some((worker, shell.worker_address(worker)?)))
+            .collect();
+        let replicas = self.replicas.unwrap_or(usize::MAX).min(candidates.len());
         let mut fetches = Fetches::new();
         for (position, key) in self.keys.iter().enumerate() {
             let Some(task) = shell.core.find_task(key) else {
                 continue;
             };
-            let without: Vec<_> = candidates
-                .iter()
-                .filter(|worker| !task.who_has.contains(**worker))
-                .collect();
-            let with = candidates.len() - without.len();
+            let holds = |worker: WorkerId| task.who_has.contains(worker);
+            let with = candidates.iter().filter(|(worker, _)| holds(*worker));
             let count = replicas
-                .saturating_sub(with)
-                .min(self.branching_factor * task.who_has.len());
-            let holders: Vec<_> = task
-                .who_has
+                .saturating_sub(with.count())
+                .min(self.branching_factor.saturating_mul(task.who_has.len()));
+            if count == 0 {
+                continue;
+            }
+            let without: Vec<&Arc<str>> = candidates
                 .iter()
-                .filter_map(|worker| shell.worker_address(worker))
+                .filter(|(worker, _)| !holds(*worker))
+                .map(|(_, address)| address)
+                .filter(|address| {
+                    self.failed.is_empty()
+                        || !self.failed.contains(&(key.clone(), Arc::clone(address)))
+                })
                 .collect();
+            let holders = addresses(shell, task.who_has.iter());
             for offset in 0..count.min(without.len()) {
-                let worker = *without[(self.turn + position + offset) % without.len()];
-                fetches
-                    .entry(worker)
-                    .or_default()
-                    .push((key.clone(), holders.clone()));
+                let worker = without[(self.turn + position + offset) % without.len()];
+                let who_has = fetches.entry(Arc::clone(worker)).or_default();
+                who_has.push((key.clone(), holders.clone()));
             }
         }
         fetches
     }
 }
 
-/// Has workers fetch; returns the keys that could not be had.
-async fn fetch(
+fn addresses(shell: &Shell, workers: impl Iterator<Item = WorkerId>) -> Vec<Arc<str>> {
+    workers
+        .filter_map(|worker| shell.worker_address(worker))
+        .collect()
+}
+
+/// `{key: [address, …]}`.
+fn map_of(who_has: &WhoHas) -> Map {
+    let holders = |holders: &[Arc<str>]| holders.iter().map(Value::from).collect::<Value>();
+    let keys = who_has.iter();
+    keys.map(|(key, addresses)| (Value::from(key), holders(addresses)))
+        .collect()
+}
+
+fn list_of(keys: &[Key]) -> Value {
+    keys.iter().map(Value::from).collect()
+}
+
+/// Has workers fetch keys from others; returns those that each could not get
+/// (`gather_on_worker`).
+///
+/// # Errors
+///
+/// `ValueError` for an answer that no worker gives.
+async fn gather_on_workers(
     shell: &ShellHandle,
-    fetches: Fetches,
+    fetches: &Fetches,
+    stimulus_id: &StimulusId,
+) -> Result<Vec<(Arc<str>, Vec<Key>)>, Failure> {
+    let requests = fetches.iter().map(|(worker, who_has)| async move {
+        let failed = gather_on_worker(shell, worker, who_has, stimulus_id).await?;
+        Ok((worker.clone(), failed))
+    });
+    try_join_all(requests).await
+}
+
+async fn gather_on_worker(
+    shell: &ShellHandle,
+    worker: &Arc<str>,
+    who_has: &WhoHas,
     stimulus_id: &StimulusId,
 ) -> Result<Vec<Key>, Failure> {
-    let requests = fetches.into_iter().map(|(worker, keys)| async move {
-        let address = shell.call(move |shell| shell.worker_address(worker)).await.ok().flatten();
-        let who_has: Map = keys
-            .iter()
-            .map(|(key, holders)| (Value::from(key), holders.iter().map(Value::from).collect::<Value>()))
-            .collect();
-        let reply = match address {
-            Some(address) => shell.peers.call(&address, "gather", map! { "reply" => true, "who_has" => who_has }).await,
-            None => Err(oxidask_comm::Error::Closed { in_message: false }),
-        };
-        let keys: Vec<Key> = keys.into_iter().map(|(key, _)| key).collect();
-        let failed = match reply {
-            Ok(reply) => match reply.as_map().and_then(|reply| reply.get("status")).and_then(Value::as_str) {
-                Some("OK") => Vec::new(),
-                Some("partial-fail") => reply
-                    .as_map()
-                    .and_then(|reply| reply.get("keys"))
-                    .and_then(Value::as_array)
-                    .unwrap_or_default()
-                    .iter()
-                    .filter_map(|key| Key::from_value(key).ok())
-                    .collect(),
-                Some(_) | None => keys.clone(),
-            },
-            Err(error) => {
-                warn!(target: "distributed.scheduler", %error, "Communication with worker failed during replication");
-                keys.clone()
-            }
-        };
-        (worker, keys, failed)
-    });
-    let answers = join_all(requests).await;
+    let keys: Vec<Key> = who_has.iter().map(|(key, _)| key.clone()).collect();
+    let fields = map! { "who_has" => map_of(who_has) };
+    let reply = match shell.peers.call(worker, "gather", fields).await {
+        Ok(reply) => reply,
+        Err(error) => {
+            warn!(target: "distributed.scheduler", "Communication with worker {worker} failed during replication: {error}");
+            return Ok(keys);
+        }
+    };
+    let field = |name: &str| reply.as_map().and_then(|reply| reply.get(name));
+    let failed: Vec<Key> = match field("status").and_then(Value::as_str) {
+        Some("OK") => Vec::new(),
+        Some("partial-fail") => {
+            let failed = field("keys").and_then(Value::as_array).unwrap_or_default();
+            let failed = failed.iter().filter_map(|key| Key::from_value(key).ok());
+            failed.collect()
+        }
+        Some(_) | None => {
+            return Err(value_error(&format!(
+                "Unexpected message from {worker}: {reply:?}"
+            )));
+        }
+    };
+    let address = worker.clone();
     let stimulus_id = stimulus_id.clone();
     let failed = shell.call(move |shell| {
-        let mut all_failed = Vec::new();
-        for (worker, mut keys, failed) in answers {
-            keys.retain(|key| !failed.contains(key));
-            all_failed.extend(failed);
-            if let Some(address) = shell.worker_address(worker) {
-                let message = map! {
-                    "action" => "replicate-add",
-                    "keys" => keys.iter().map(Value::from).collect::<Value>(),
-                };
-                shell.log_event(&[&address], Value::Map(message));
-                shell.event(Event::AddKeys {
-                    worker,
-                    keys,
-                    stimulus_id: stimulus_id.clone(),
-                });
+        let Some(id) = shell.core.worker_id(&address) else {
+            warn!(target: "distributed.scheduler", "Worker {address} lost during replication");
+            return keys;
+        };
+        if !failed.is_empty() {
+            let list: Vec<String> = failed.iter().map(Key::python_repr).collect();
+            let list = list.join(", ");
+            warn!(target: "distributed.scheduler", "Worker {address} failed to acquire keys: ({list})");
+        }
+        let mut fetched = keys;
+        fetched.retain(|key| !failed.contains(key));
+        for key in &fetched {
+            let task = shell.core.find_task(key);
+            if task.is_none_or(|task| task.state != State::Memory) {
+                warn!(target: "distributed.scheduler", "Key lost during replication: {key}");
             }
         }
-        all_failed
+        // What is no longer wanted is dropped by the worker again.
+        shell.event(Event::AddKeys {
+            worker: id,
+            keys: fetched,
+            stimulus_id,
+        });
+        failed
     });
     Ok(failed.await?)
+}
+
+/// Has workers forget keys, and forgets their replicas (`delete_worker_data`).
+async fn delete_worker_data(
+    shell: &ShellHandle,
+    deletions: Deletions,
+    stimulus_id: &StimulusId,
+) -> Result<(), Failure> {
+    let requests = deletions.into_iter().map(|(worker, keys)| async move {
+        let fields = map! {
+            "keys" => list_of(&keys),
+            "stimulus_id" => format!("delete-data-{}", now()),
+        };
+        match shell.peers.call(&worker, "free_keys", fields).await {
+            Ok(_) => Some((worker, keys)),
+            Err(error) => {
+                warn!(target: "distributed.scheduler", "Communication with worker {worker} failed during replication: {error}");
+                None
+            }
+        }
+    });
+    let deleted = join_all(requests).await;
+    let stimulus_id = stimulus_id.clone();
+    shell
+        .call(move |shell| {
+            for (address, keys) in deleted.into_iter().flatten() {
+                let Some(worker) = shell.core.worker_id(&address) else {
+                    continue;
+                };
+                let message = map! { "action" => "remove-worker-data", "keys" => list_of(&keys) };
+                for key in keys {
+                    let stimulus_id = stimulus_id.clone();
+                    shell.event(Event::ReleaseWorkerData {
+                        worker,
+                        key,
+                        stimulus_id,
+                    });
+                }
+                shell.log_event(&[&address], Value::Map(message));
+            }
+        })
+        .await?;
+    Ok(())
 }
 
 /// Moves results from full workers to empty ones.
@@ -230,102 +347,149 @@ pub(super) async fn rebalance(shell: &ShellHandle, mut args: Args) -> Result<Val
     let keys = args.optional_keys("keys")?;
     let workers = args.optional("workers");
     let stimulus_id = args.stimulus_id("rebalance");
-    let explicit = keys.is_some();
+    let is_explicit = keys.is_some();
     let planned = shell
         .call(move |shell| plan_moves(shell, keys, &workers))
-        .await?;
+        .await??;
     let moves = match planned {
+        Ok(moves) if moves.is_empty() => return Ok(ok()),
         Ok(moves) => moves,
         Err(missing) => return Ok(partial_fail(missing)),
     };
-    if moves.is_empty() {
-        return Ok(Value::Map(map! { "status" => "OK" }));
-    }
+    let _alone = shell.replicas.write().await;
     let mut fetches = Fetches::new();
     for step in &moves {
-        fetches
-            .entry(step.recipient)
-            .or_default()
-            .push((step.key.clone(), vec![step.holder.clone()]));
+        let holder = vec![step.sender.clone()];
+        let who_has = fetches.entry(step.recipient.clone()).or_default();
+        who_has.push((step.key.clone(), holder));
     }
-    let failed = fetch(shell, fetches, &stimulus_id).await?;
-    let lost = failed.clone();
+    let failed = gather_on_workers(shell, &fetches, &stimulus_id).await?;
+    let failed: HashSet<(Arc<str>, Key)> = failed
+        .into_iter()
+        .flat_map(|(worker, keys)| keys.into_iter().map(move |key| (worker.clone(), key)))
+        .collect();
+    let moved_keys = moves.len();
+    let mut deletions = Deletions::new();
+    for step in moves {
+        if !failed.contains(&(step.recipient, step.key.clone())) {
+            deletions.entry(step.sender).or_default().push(step.key);
+        }
+    }
+    let senders: Map = deletions
+        .iter()
+        .map(|(worker, keys)| (worker, keys.len()))
+        .collect();
+    delete_worker_data(shell, deletions, &stimulus_id).await?;
     shell
         .call(move |shell| {
-            let mut surplus: IndexMap<WorkerId, Vec<Key>> = IndexMap::new();
-            for step in moves.into_iter().filter(|step| !lost.contains(&step.key)) {
-                surplus.entry(step.sender).or_default().push(step.key);
+            for (worker, who_has) in &fetches {
+                let message = map! { "action" => "rebalance", "who_has" => map_of(who_has) };
+                shell.log_event(&[worker], Value::Map(message));
             }
-            for (worker, keys) in surplus {
-                shell.event(Event::RemoveReplicas {
-                    worker,
-                    keys,
-                    stimulus_id: stimulus_id.clone(),
-                });
-            }
-            shell.log_event(&["all"], Value::Map(map! { "action" => "rebalance" }));
+            let recipients: Map = fetches
+                .iter()
+                .map(|(worker, who_has)| (worker, who_has.len()))
+                .collect();
+            log_rebalance(shell, senders, recipients, moved_keys);
         })
         .await?;
     // Without being asked for certain keys, those that are gone by now do not matter.
-    if explicit && !failed.is_empty() {
-        return Ok(partial_fail(failed));
+    if !is_explicit || failed.is_empty() {
+        return Ok(ok());
     }
-    Ok(Value::Map(map! { "status" => "OK" }))
+    let mut missing: Vec<Key> = failed.into_iter().map(|(_, key)| key).collect();
+    missing.sort_by_key(Key::python_repr);
+    missing.dedup();
+    Ok(partial_fail(missing))
+}
+
+fn log_rebalance(
+    shell: &mut Shell,
+    senders: impl Into<Value>,
+    recipients: impl Into<Value>,
+    moved_keys: usize,
+) {
+    let (senders, recipients): (Value, Value) = (senders.into(), recipients.into());
+    let message = map! {
+        "action" => "rebalance",
+        "senders" => senders,
+        "recipients" => recipients,
+        "moved_keys" => moved_keys,
+    };
+    shell.log_event(&["all"], Value::Map(message));
+}
+
+fn ok() -> Value {
+    Value::Map(map! { "status" => "OK" })
 }
 
 fn partial_fail(keys: Vec<Key>) -> Value {
-    let keys: Value = keys.into_iter().map(Value::from).collect();
-    Value::Map(map! { "status" => "partial-fail", "keys" => keys })
+    Value::Map(map! { "status" => "partial-fail", "keys" => list_of(&keys) })
 }
 
+/// A key that changes its worker; addresses.
 struct Step {
-    sender: WorkerId,
-    holder: Arc<str>,
-    recipient: WorkerId,
+    sender: Arc<str>,
+    recipient: Arc<str>,
     key: Key,
 }
 
 /// The moves, or the keys without data.
 fn plan_moves(
-    shell: &Shell,
+    shell: &mut Shell,
     keys: Option<Vec<Key>>,
     workers: &Value,
-) -> Result<Vec<Step>, Vec<Key>> {
-    let tasks = match keys {
-        None => None,
-        Some(keys) => {
-            let with_data = |key: &Key| {
-                let task = shell.core.task_id(key)?;
-                shell
-                    .core
-                    .task(task)
-                    .filter(|state| !state.who_has.is_empty())
-                    .map(|_| task)
-            };
-            let missing: Vec<Key> = keys
-                .iter()
-                .filter(|key| with_data(key).is_none())
-                .cloned()
-                .collect();
-            if !missing.is_empty() {
-                return Err(missing);
+) -> Result<Result<Vec<Step>, Vec<Key>>, Failure> {
+    let workers = match workers.as_array() {
+        None => shell.workers_named(&Value::Nil),
+        Some(addresses) => {
+            let mut workers = Vec::with_capacity(addresses.len());
+            for address in addresses {
+                let worker = address.as_str().and_then(|text| shell.core.worker_id(text));
+                let unknown = || Failure::builtin("KeyError", &Shell::name_text(address));
+                workers.push(worker.ok_or_else(unknown)?);
             }
-            Some(keys.iter().filter_map(with_data).collect::<HashSet<_>>())
+            workers
         }
     };
-    let workers = shell.workers_named(workers);
+    let is_vain = workers.is_empty() || keys.as_ref().is_some_and(Vec::is_empty);
+    if is_vain {
+        return Ok(Ok(Vec::new()));
+    }
+    let mut tasks = None;
+    if let Some(keys) = keys {
+        let mut with_data = HashSet::with_capacity(keys.len());
+        let mut missing = Vec::new();
+        for key in keys {
+            let task = shell.core.task_id(&key);
+            let state = task.and_then(|task| shell.core.task(task));
+            match task.filter(|_| state.is_some_and(|state| !state.who_has.is_empty())) {
+                Some(task) => {
+                    with_data.insert(task);
+                }
+                None => missing.push(key),
+            }
+        }
+        if !missing.is_empty() {
+            return Ok(Err(missing));
+        }
+        tasks = Some(with_data);
+    }
     let config = &shell.handle.settings.rebalance;
-    Ok(
-        rebalance::rebalance(&shell.core, tasks.as_ref(), &workers, config)
-            .into_iter()
-            .filter_map(|step| {
-                Some(Step {
-                    sender: step.sender,
-                    holder: shell.worker_address(step.sender)?,
-                    recipient: step.recipient,
-                    key: shell.core.task(step.task)?.key.clone(),
-                })
-            })
-            .collect(),
-    )
+    let Rebalance {
+        moves,
+        senders,
+        recipients,
+    } = rebalance::rebalance(&shell.core, tasks.as_ref(), &workers, config);
+    if senders == 0 || recipients == 0 {
+        log_rebalance(shell, senders, recipients, 0);
+    }
+    let steps = moves.into_iter().filter_map(|step| {
+        Some(Step {
+            sender: shell.worker_address(step.sender)?,
+            recipient: shell.worker_address(step.recipient)?,
+            key: shell.core.task(step.task)?.key.clone(),
+        })
+    });
+    Ok(Ok(steps.collect()))
 }
