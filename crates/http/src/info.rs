@@ -350,6 +350,19 @@ pub struct Metrics {
     pub time: f64,
     /// Numbers per semaphore.
     pub semaphores: Vec<SemaphoreMetrics>,
+    /// Numbers per level of work stealing; none if that is off.
+    pub stealing: Vec<StealingMetrics>,
+}
+
+/// Requests to workers to give a task up.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StealingMetrics {
+    /// How many times its computing time a task of this level costs, as text.
+    pub cost_multiplier: &'static str,
+    /// Requests so far.
+    pub request_count: u64,
+    /// Seconds of the victims' work that the requests were about.
+    pub request_cost: f64,
 }
 
 /// Numbers of one semaphore (or lock).

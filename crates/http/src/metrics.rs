@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use crate::info::{Metrics, SemaphoreMetrics};
+use crate::info::{Metrics, SemaphoreMetrics, StealingMetrics};
 
 /// States in which a task can be counted, in stock's order.
 const STATES: [&str; 7] = [
@@ -110,7 +110,31 @@ pub(crate) fn text(namespace: &str, metrics: &Metrics) -> String {
         "Total number of ticks observed since the server started",
         metrics.tick_count,
     );
-    families.text + &semaphores(namespace, &metrics.semaphores)
+    families.text
+        + &semaphores(namespace, &metrics.semaphores)
+        + &stealing(namespace, &metrics.stealing)
+}
+
+fn stealing(namespace: &str, levels: &[StealingMetrics]) -> String {
+    let mut families = Families::new(namespace, "stealing");
+    if levels.is_empty() {
+        return families.text;
+    }
+    let name = "request_count_total";
+    let help = "Total number of stealing requests per cost multiplier.";
+    families.family(name, help, "counter");
+    for level in levels {
+        let labels = [("cost_multiplier", level.cost_multiplier)];
+        families.sample(name, &labels, level.request_count);
+    }
+    let name = "request_cost_total";
+    let help = "Total cost of stealing requests per cost multiplier.";
+    families.family(name, help, "counter");
+    for level in levels {
+        let labels = [("cost_multiplier", level.cost_multiplier)];
+        families.sample(name, &labels, level.request_cost);
+    }
+    families.text
 }
 
 fn semaphores(namespace: &str, semaphores: &[SemaphoreMetrics]) -> String {

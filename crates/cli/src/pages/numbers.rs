@@ -2,9 +2,10 @@
 
 use std::collections::HashSet;
 
-use oxidask_http::info::{Counts, Metrics, PrefixMetrics, SemaphoreMetrics};
+use oxidask_http::info::{Counts, Metrics, PrefixMetrics, SemaphoreMetrics, StealingMetrics};
 use oxidask_scheduler::client::FIRE_AND_FORGET;
 use oxidask_scheduler::group::TaskPrefix;
+use oxidask_scheduler::stealing::COST_MULTIPLIERS;
 use oxidask_scheduler::{Scheduler, State, Status};
 use oxidask_server::scheduler::View;
 
@@ -77,8 +78,24 @@ pub(super) fn metrics(view: &View<'_>) -> Metrics {
         task_groups: scheduler.groups().count(),
         prefixes: scheduler.prefixes().map(prefix).collect(),
         semaphores: view.semaphores().map(semaphore).collect(),
+        stealing: stealing(scheduler),
         ..Metrics::default()
     }
+}
+
+fn stealing(scheduler: &Scheduler) -> Vec<StealingMetrics> {
+    if !scheduler.config().work_stealing {
+        return Vec::new();
+    }
+    let metrics = scheduler.stealing_metrics();
+    let levels = COST_MULTIPLIERS.into_iter().enumerate();
+    levels
+        .map(|(level, cost_multiplier)| StealingMetrics {
+            cost_multiplier,
+            request_count: metrics.request_count_total[level],
+            request_cost: metrics.request_cost_total[level],
+        })
+        .collect()
 }
 
 fn semaphore(semaphore: oxidask_scheduler::extensions::SemaphoreMetrics) -> SemaphoreMetrics {
