@@ -33,7 +33,7 @@ use base64::engine::general_purpose::GeneralPurpose;
 use base64::engine::{DecodePaddingMode, GeneralPurposeConfig};
 
 pub use server::{DashboardTls, ServerConfig};
-pub use units::{parse_bytes, parse_timedelta};
+pub use units::{format_bytes, parse_bytes, parse_timedelta};
 pub use value::{Map, Value};
 
 const DEFAULTS: &str = include_str!("config/defaults.yaml");

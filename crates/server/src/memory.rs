@@ -20,3 +20,21 @@ pub(crate) fn release() {
         release();
     }
 }
+
+/// As [`release`], and what Python and C libraries in this process have freed.
+/// Takes longer the more there is.
+pub(crate) fn release_all() {
+    release();
+    release_libc();
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[expect(unsafe_code, reason = "the allocator's own interface is C")]
+fn release_libc() {
+    // SAFETY: `malloc_trim` may be called at any time from any thread; it takes the
+    // locks of the allocator and touches only memory that nobody owns.
+    unsafe { nix::libc::malloc_trim(0) };
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn release_libc() {}

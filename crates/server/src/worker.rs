@@ -18,8 +18,10 @@
 mod args;
 mod executor;
 mod failure;
+mod figures;
 mod handle;
 mod heartbeat;
+mod memory;
 mod metrics;
 mod monitor;
 mod options;
@@ -29,6 +31,7 @@ mod rpc;
 mod serve;
 mod settings;
 mod shell;
+mod spill;
 mod status;
 mod store;
 mod stream;
@@ -53,6 +56,7 @@ pub use executor::{
     Answer, Datum, Executor, ExecutorFactory, ExecutorSettings, Heartbeat, Input, Introduction,
     Object, Outcome, Outgoing, Ran, Received, Request, Task,
 };
+pub use figures::{Figures, FiguresReader};
 pub use handle::WorkerHandle;
 pub use options::{Lifetime, WorkerOptions};
 pub use status::Status;
@@ -127,8 +131,12 @@ pub async fn start(
     let server = options.config.server()?;
     let scheduler = Address::parse(&options.scheduler, default_scheme(&server.default_scheme))?;
     let scheduler = scheduler.resolve().await?;
+    let compression = settings::compression(&options.config, "distributed.comm.compression")?;
     let comm = Options {
-        handshake: Handshake::new(PYTHON_VERSION),
+        handshake: Handshake {
+            compression: compression.map(|compression| compression.name().into()),
+            ..Handshake::new(PYTHON_VERSION)
+        },
         tls: crate::security::load(&options.security)?,
         require_encryption: options.security.require_encryption,
         tcp_timeout: server.tcp_timeout,
@@ -152,9 +160,8 @@ pub async fn start(
             .texts("distributed.worker.blocked-handlers")?
             .into_iter()
             .collect(),
-        tick_interval: config.duration("distributed.admin.tick.interval")?,
-        monitor_interval: config.duration("distributed.admin.system-monitor.interval")?,
-        monitor_length: config.log_length("distributed.admin.system-monitor.log-length")?,
+        monitor: settings::monitor(config)?,
+        memory: settings::memory(config)?,
         retry: Retry {
             count: server.retry_count,
             delay_min: server.retry_delay_min,
@@ -354,6 +361,13 @@ impl Handle {
         &self.shell.settings.address
     }
 
+    /// Reads figures for the worker's pages.
+    pub fn figures(&self) -> FiguresReader {
+        FiguresReader {
+            shell: self.shell.clone(),
+        }
+    }
+
     /// Begins the shutdown, for a signal handler for one; [`wait`](Self::wait)
     /// returns once it is done.
     pub fn closer(&self) -> impl Fn(&str) + Send + Sync + use<> {
@@ -411,6 +425,7 @@ impl Handle {
         {
             error!(target: "distributed.worker", "tasks still run; leaving them");
         }
+        memory::clear(&shell).await;
         let ended = shell.call(|shell| {
             shell.status = Status::Closed;
             shell.end();

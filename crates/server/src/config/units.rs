@@ -54,6 +54,24 @@ const BYTES: [(&str, f64); 22] = [
     ("pi", 1_125_899_906_842_624.0),
 ];
 
+/// Bytes with a unit for people, such as `1.50 GiB`. Same as `dask.utils.format_bytes`.
+#[must_use]
+pub fn format_bytes(nbytes: u64) -> String {
+    for (unit, shift) in [
+        ("PiB", 50),
+        ("TiB", 40),
+        ("GiB", 30),
+        ("MiB", 20),
+        ("kiB", 10),
+    ] {
+        let size = (1_u64 << shift) as f64;
+        if nbytes as f64 >= size * 0.9 {
+            return format!("{:.2} {unit}", nbytes as f64 / size);
+        }
+    }
+    format!("{nbytes} B")
+}
+
 /// Seconds in a duration such as `3s`, `1.5 hours` or `20`; a number without a
 /// unit is taken in `default_unit`. Same as `dask.utils.parse_timedelta`.
 ///

@@ -72,6 +72,9 @@ pub trait Executor: Send + Sync + 'static {
         drop(values);
     }
 
+    /// Collects garbage at the next occasion, for memory is short: `gc.collect`.
+    fn collect_garbage(&self) {}
+
     /// A task went from one state to another; only if [`Introduction::wants_transitions`].
     fn transition(&self, key: &Key, start: State, finish: State) {
         let _ = (key, start, finish);

@@ -11,10 +11,15 @@ pub(super) fn builtin(class: &str, text: &str) -> Arc<TaskFailure> {
     let pickle = exception_pickle("builtins", class, &[PickleArg::Str(text)]);
     let mut argument = String::new();
     python::str_repr(text, &mut argument);
+    of_pickle(pickle, &format!("{class}({argument})"))
+}
+
+/// A pickled exception, and how Python prints it.
+pub(super) fn of_pickle(pickle: Vec<u8>, exception_text: &str) -> Arc<TaskFailure> {
     Arc::new(TaskFailure {
         exception: Serialized::of_bytes(pickle.into()).into(),
         traceback: Value::Nil,
-        exception_text: format!("{class}({argument})").into(),
+        exception_text: exception_text.into(),
         traceback_text: "".into(),
     })
 }

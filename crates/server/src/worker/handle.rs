@@ -51,10 +51,10 @@ impl WorkerHandle {
         self.shell.close(reason, true);
     }
 
-    /// A value or actor that is here.
+    /// A value or actor that is here; what was spilled is read.
     pub async fn data(&self, key: Key) -> Option<Arc<Datum>> {
-        let input = self.shell.call(move |shell| shell.store.input(&key)).await;
-        match input.ok()?? {
+        let wanted = self.shell.call(move |shell| shell.get(&key)).await;
+        match wanted.ok()?.arrived().await? {
             Input::Value(datum) | Input::Actor(datum) => Some(datum),
         }
     }

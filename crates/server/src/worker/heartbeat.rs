@@ -98,7 +98,7 @@ async fn fields(handle: &ShellHandle, start: f64) -> Option<Map> {
             .all_running_tasks()
             .filter_map(|ts| Some((&ts.key, start - ts.start_time?)))
             .collect();
-        let (metrics, spans) = shell.metrics.take(&shell.core);
+        let (metrics, spans) = shell.metrics.take(&shell.core, shell.store.spilled());
         (metrics, spans, executing)
     });
     let (mut metrics, spans, executing) = figures.await.ok()?;
@@ -140,14 +140,17 @@ pub(super) async fn keep_alive(handle: ShellHandle) {
 
 /// Looks at the process from time to time.
 pub(super) async fn monitor(handle: ShellHandle) {
-    let interval = handle.settings.monitor_interval;
+    let interval = handle.settings.monitor.interval;
     let mut ticks = interval_at(Instant::now() + interval, interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let due = ticks.tick().await;
         let lateness = due.elapsed();
         if handle
-            .call(move |shell| shell.metrics.monitor.update(lateness))
+            .call(move |shell| {
+                shell.metrics.monitor.update(lateness);
+                shell.give_memory_back(false);
+            })
             .await
             .is_err()
         {

@@ -1,12 +1,15 @@
 //! What a heartbeat tells of data and time.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use indexmap::IndexMap;
 use oxidask_wire::{Map, Str, Value, map};
+use oxidask_worker::memory::Spilled;
 use oxidask_worker::{State, WorkerState};
 
 use super::monitor::Monitor;
+use super::spill::Figures;
 
 /// Bandwidth before anything was measured: `distributed.scheduler.bandwidth`.
 const BANDWIDTH_INITIAL: f64 = 100_000_000.0;
@@ -31,9 +34,29 @@ pub(super) struct Metrics {
     pub(super) transfer_outgoing_bytes: i64,
     pub(super) transfer_outgoing_count: usize,
     pub(super) transfer_outgoing_count_total: u64,
+    pub(super) transfer_outgoing_bytes_total: i64,
+    /// How long the scheduler took for its last answer.
+    pub(super) latency_last: Duration,
     /// The scheduler's clock is ahead by so many seconds.
     pub(super) scheduler_delay: f64,
     pub(super) monitor: Monitor,
+}
+
+/// Values that were taken from memory, where some are spilled.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Reads {
+    pub(super) memory_count: u64,
+    pub(super) memory_nbytes: i64,
+}
+
+impl Reads {
+    fn figures(self) -> impl Iterator<Item = (&'static str, &'static str, f64)> {
+        let figures = [
+            ("memory-read", "count", self.memory_count as f64),
+            ("memory-read", "bytes", self.memory_nbytes as f64),
+        ];
+        figures.into_iter().filter(move |_| self.memory_count > 0)
+    }
 }
 
 /// Name of a figure. Those of tasks are also told by span.
@@ -62,6 +85,8 @@ impl Metrics {
             transfer_outgoing_bytes: 0,
             transfer_outgoing_count: 0,
             transfer_outgoing_count_total: 0,
+            transfer_outgoing_bytes_total: 0,
+            latency_last: Duration::ZERO,
             scheduler_delay: 0.0,
             monitor,
         }
@@ -81,12 +106,41 @@ impl Metrics {
 
     /// The scheduler answered after so many seconds.
     pub(super) fn latency(&mut self, seconds: f64) {
+        self.latency_last = Duration::try_from_secs_f64(seconds).unwrap_or_default();
         self.digest(&"latency".into(), seconds);
     }
 
     /// An answer to `get_data` went out.
     pub(super) fn sent(&mut self, seconds: f64) {
         self.add(Digest::Of("get-data", "network", "seconds"), seconds);
+    }
+
+    /// A value went to disk. Stock books most of these to the task whose result
+    /// displaced it; here nothing waits for them.
+    pub(super) fn spilled(&mut self, figures: Figures) {
+        for (activity, unit, amount) in [
+            ("serialize", "seconds", figures.serialize.as_secs_f64()),
+            ("compress", "seconds", figures.compress.as_secs_f64()),
+            ("disk-write", "seconds", figures.disk.as_secs_f64()),
+            ("disk-write", "count", 1.0),
+            ("disk-write", "bytes", figures.nbytes as f64),
+        ] {
+            self.add(Digest::Of("memory-monitor", activity, unit), amount);
+        }
+    }
+
+    /// An answer to `get_data` took values.
+    pub(super) fn get_data_reads(&mut self, reads: Reads) {
+        for (activity, unit, amount) in reads.figures() {
+            self.add(Digest::Of("get-data", activity, unit), amount);
+        }
+    }
+
+    /// A task took its inputs.
+    pub(super) fn executed_reads(&mut self, span_id: Option<&Str>, prefix: &str, reads: Reads) {
+        for (activity, unit, amount) in reads.figures() {
+            self.executed(span_id, prefix, activity, unit, amount);
+        }
     }
 
     /// A figure of a task.
@@ -141,7 +195,7 @@ impl Metrics {
 
     /// `metrics` of a heartbeat, and what the extension `spans` adds to it. Begins
     /// the digests anew. `Worker.get_metrics` in distributed.
-    pub(super) fn take(&mut self, core: &WorkerState) -> (Map, Map) {
+    pub(super) fn take(&mut self, core: &WorkerState, spilled: Spilled) -> (Map, Map) {
         let task_counts: Map = State::ALL
             .into_iter()
             .map(|state| (state.name(), core.count_in(state)))
@@ -157,8 +211,7 @@ impl Metrics {
             },
             "digests_total_since_heartbeat" => digests,
             "managed_bytes" => core.nbytes(),
-            // Nothing is ever spilled.
-            "spilled_bytes" => map! { "memory" => 0, "disk" => 0 },
+            "spilled_bytes" => map! { "memory" => spilled.memory, "disk" => spilled.disk },
             "transfer" => map! {
                 "incoming_bytes" => core.transfer_incoming_bytes(),
                 "incoming_count" => core.transfer_incoming_count(),

@@ -11,7 +11,10 @@ use tracing::error;
 
 use super::executor::Task;
 use super::failure;
-use super::shell::{Shell, Stimulus, now, stimulus_id};
+use super::memory::Wanted;
+use super::metrics::Reads;
+use super::shell::{Running, Shell, Stimulus, now, stimulus_id};
+use super::store::Coming;
 use super::transfer;
 
 impl Shell {
@@ -38,6 +41,12 @@ impl Shell {
     }
 
     fn store_data(&mut self, key: Key) {
+        if let Some(at) = self.spilled.iter().position(|(own, ..)| *own == key) {
+            let (key, value, ticket) = self.spilled.swap_remove(at);
+            self.to_release
+                .extend(self.store.insert_spilled(key, value, ticket));
+            return;
+        }
         let datum = self
             .values
             .swap_remove(&key)
@@ -61,14 +70,15 @@ impl Shell {
             .find_task(&key)
             .expect("a task that is executed is known");
         let run_id = ts.run_id;
+        let is_running = ts.state.is_running();
         match self.task(&key) {
-            Ok(task) => {
-                self.core.set_start_time(&key, now());
-                self.running.insert(key, run_id);
-                self.to_execute.push(task);
+            Ok((task, coming)) if coming.is_empty() => {
+                let disk_read = None;
+                self.hand_over(task, Running { run_id, disk_read });
             }
+            Ok((task, coming)) => self.execute_when_read(task, run_id, coming),
             Err(failure) => {
-                if ts.state.is_running() {
+                if is_running {
                     error!(
                         target: "distributed.worker",
                         "Exception during execution of task {key}: {}", failure.exception_text
@@ -87,8 +97,17 @@ impl Shell {
         }
     }
 
-    /// A task with its inputs. They may be gone if it was cancelled before it began.
-    fn task(&self, key: &Key) -> Result<Task, Arc<TaskFailure>> {
+    /// Gives a task to the executor, at the end of this turn.
+    pub(super) fn hand_over(&mut self, task: Task, running: Running) {
+        self.core.set_start_time(&task.key, now());
+        self.running.insert(task.key.clone(), running);
+        self.to_execute.push(task);
+    }
+
+    /// A task with those of its inputs that are in memory, and the others, which are
+    /// being read. They may be gone if it was cancelled before it began.
+    #[expect(clippy::type_complexity, reason = "both are used once, at once")]
+    fn task(&mut self, key: &Key) -> Result<(Task, Vec<(Key, Coming)>), Arc<TaskFailure>> {
         let ts = self
             .core
             .find_task(key)
@@ -97,23 +116,31 @@ impl Shell {
             .run_spec
             .clone()
             .ok_or_else(|| failure::builtin("ValueError", "The task has no run_spec"))?;
-        let mut inputs = Vec::new();
-        for dependency in self.core.dependencies(ts) {
-            let key = &dependency.key;
-            let input = self.store.input(key);
-            inputs.push((
-                key.clone(),
-                input.ok_or_else(|| failure::missing_input(key))?,
-            ));
-        }
-        Ok(Task {
+        let mut task = Task {
             key: key.clone(),
             run_spec,
-            inputs,
+            inputs: Vec::new(),
             annotations: ts.annotations.clone(),
             span_id: ts.span_id.clone(),
             is_actor: ts.is_actor,
-        })
+        };
+        let dependencies = self.core.dependencies(ts);
+        let dependencies: Vec<Key> = dependencies.map(|ts| ts.key.clone()).collect();
+        let mut coming = Vec::new();
+        let mut reads = Reads::default();
+        for key in dependencies {
+            match self.get(&key) {
+                Wanted::Here(input) => {
+                    self.count_read(&mut reads, &input);
+                    task.inputs.push((key, input));
+                }
+                Wanted::Coming(read) => coming.push((key, read)),
+                Wanted::Missing => return Err(failure::missing_input(&key)),
+            }
+        }
+        self.metrics
+            .executed_reads(task.span_id.as_ref(), &task.key.key_split(), reads);
+        Ok((task, coming))
     }
 
     fn gather_dep(&mut self, gather: GatherDep) {

@@ -120,7 +120,7 @@ async fn request(handle: &ShellHandle, introduction: &Introduction) -> Value {
     let settings = handle.settings.clone();
     let options = &settings.options;
     let state = handle.call(|shell| {
-        let (metrics, _) = shell.metrics.take(&shell.core);
+        let (metrics, _) = shell.metrics.take(&shell.core, shell.store.spilled());
         let resources: Map = shell
             .core
             .resources()

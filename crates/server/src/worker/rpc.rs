@@ -6,19 +6,23 @@ use std::time::Instant;
 
 use futures_util::future::join_all;
 use oxidask_comm::{Address, Reader, Writer};
+use oxidask_wire::compression::Compression;
 use oxidask_wire::{Key, Map, Serialized, Str, Value, map, message};
 use oxidask_worker::event::Event;
 use oxidask_worker::story::{Happening, Record};
 use oxidask_worker::task::TaskFailure;
 use oxidask_worker::{StimulusId, TaskState};
+use tokio::sync::oneshot;
 use tracing::{debug, error};
 
 use super::args::{Args, WhoHas, who_has};
 use super::executor::{Answer, Outgoing, Request};
+use super::memory::Wanted;
+use super::metrics::Reads;
 use super::serve::{Answered, is_same_host};
-use super::shell::{Report, Shell, ShellHandle, Stimulus, stimulus_id};
+use super::shell::{Report, Shell, ShellHandle, ShutDown, Stimulus, stimulus_id};
 use super::status::Status;
-use super::store::compact;
+use super::store::{compact, outgoing};
 use super::{failure, transfer};
 use crate::scheduler::gather::{self, GatherPlan, Step};
 
@@ -87,15 +91,28 @@ fn identity(handle: &ShellHandle) -> Value {
     })
 }
 
+/// The connection that a request came by.
+pub(super) struct Link<'a> {
+    pub(super) peer: &'a Address,
+    /// What both ends have agreed on.
+    pub(super) compression: Option<Compression>,
+    pub(super) reader: &'a mut Reader,
+    pub(super) writer: &'a mut Writer,
+}
+
 /// `get_data`: writes the answer and waits for the acknowledgement. `None` ends the
 /// connection; `Err` is an answer that wants none.
 pub(super) async fn get_data(
     handle: &ShellHandle,
     mut args: Args,
-    peer: &Address,
-    reader: &mut Reader,
-    writer: &mut Writer,
+    link: Link<'_>,
 ) -> Option<Answered> {
+    let Link {
+        peer,
+        compression,
+        reader,
+        writer,
+    } = link;
     let keys = match args.keys("keys") {
         Ok(keys) => keys,
         Err(failure) => return Some(Err(Err(failure))),
@@ -108,7 +125,11 @@ pub(super) async fn get_data(
     });
     let limit = outgoing_limit(handle, peer);
     let begun = handle.call(move |shell| shell.begin_get_data(&keys, limit));
-    let (values, nbytes) = match begun.await {
+    let Begun {
+        mut values,
+        coming,
+        nbytes,
+    } = match begun.await {
         Ok(Some(begun)) => begun,
         Ok(None) => {
             debug!(
@@ -124,7 +145,16 @@ pub(super) async fn get_data(
         nbytes,
         begun: Instant::now(),
     };
-    let data = serialized(handle, values, serializers).await;
+    for (key, wanted) in coming {
+        // What cannot be read any more is left out, as what is not here.
+        if let Some(input) = wanted.arrived().await {
+            values.push(outgoing(key, input));
+        }
+    }
+    let mut data = serialized(handle, values, serializers).await;
+    if let Some(compression) = compression {
+        data = compressed(data, compression).await;
+    }
     slot.begun = Instant::now();
     let reply = Value::Map(map! { "status" => "OK", "data" => data });
     let exchange = async {
@@ -180,13 +210,18 @@ impl Drop for Slot<'_> {
     }
 }
 
+/// An answer to `get_data` that has its slot.
+struct Begun {
+    values: Vec<Outgoing>,
+    /// What has to be read first.
+    coming: Vec<(Key, Wanted)>,
+    /// Bytes in memory of both.
+    nbytes: i64,
+}
+
 impl Shell {
     /// Takes a slot and gives what is there, with its size; `None`: there is no slot.
-    fn begin_get_data(
-        &mut self,
-        keys: &[Key],
-        limit: Option<usize>,
-    ) -> Option<(Vec<Outgoing>, i64)> {
+    fn begin_get_data(&mut self, keys: &[Key], limit: Option<usize>) -> Option<Begun> {
         let limit = if self.status == Status::Paused {
             Some(1)
         } else {
@@ -195,18 +230,31 @@ impl Shell {
         if limit.is_some_and(|limit| self.metrics.transfer_outgoing_count >= limit) {
             return None;
         }
-        let values: Vec<Outgoing> = keys
-            .iter()
-            .filter_map(|key| self.store.outgoing(key))
-            .collect();
-        let nbytes = values
-            .iter()
-            .filter_map(|value| self.core.find_task(&value.key)?.nbytes)
-            .sum();
+        let (mut values, mut coming) = (Vec::new(), Vec::new());
+        let mut nbytes = 0;
+        let mut reads = Reads::default();
+        for key in keys {
+            match self.get(key) {
+                Wanted::Here(input) => {
+                    self.count_read(&mut reads, &input);
+                    values.push(outgoing(key.clone(), input));
+                }
+                Wanted::Missing => continue,
+                wanted @ Wanted::Coming(_) => coming.push((key.clone(), wanted)),
+            }
+            let ts = self.core.find_task(key);
+            nbytes += ts.and_then(|ts| ts.nbytes).unwrap_or(0);
+        }
+        self.metrics.get_data_reads(reads);
         self.metrics.transfer_outgoing_count += 1;
         self.metrics.transfer_outgoing_count_total += 1;
         self.metrics.transfer_outgoing_bytes += nbytes;
-        Some((values, nbytes))
+        self.metrics.transfer_outgoing_bytes_total += nbytes;
+        Some(Begun {
+            values,
+            coming,
+            nbytes,
+        })
     }
 }
 
@@ -238,6 +286,22 @@ async fn serialized(
     data
 }
 
+/// Compresses what is worth it. What is not understood goes as it is.
+async fn compressed(data: Map, compression: Compression) -> Map {
+    let compress = move || {
+        let values = data.into_iter().map(|(key, value)| {
+            let compressed = value
+                .as_serialized()
+                .and_then(|value| value.compressed(compression).ok().flatten());
+            (key, compressed.map_or(value, Value::from))
+        });
+        values.collect()
+    };
+    // Megabytes take milliseconds, which others shall not wait for.
+    let compressed = tokio::task::spawn_blocking(compress).await;
+    compressed.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
 /// Whether the receiver takes this serialisation. Containers may hold any family.
 fn is_of_family(serialized: &Serialized, serializers: Option<&[Str]>) -> bool {
     let Some(serializers) = serializers else {
@@ -245,6 +309,14 @@ fn is_of_family(serialized: &Serialized, serializers: Option<&[Str]>) -> bool {
     };
     let family = serialized.serializer().ok().flatten();
     family.is_some_and(|family| serializers.contains(&family))
+}
+
+/// Waits until values are where they stay.
+async fn arrive(handle: &ShellHandle, stimulus: Stimulus) -> Result<(), ShutDown> {
+    let (sender, done) = oneshot::channel();
+    let arrive = handle.call(move |shell| shell.arrive(stimulus, Some(sender)));
+    arrive.await?;
+    done.await.map_err(|_| ShutDown)
 }
 
 async fn update_data(handle: &ShellHandle, mut args: Args) -> Answer {
@@ -266,9 +338,10 @@ async fn update_data(handle: &ShellHandle, mut args: Args) -> Answer {
         stimulus_id,
         event: Event::UpdateData { data },
         values,
+        spilled: Vec::new(),
     };
     // The caller may send on as soon as it has the answer.
-    handle.call(move |shell| shell.stimulus(stimulus)).await?;
+    arrive(handle, stimulus).await?;
     Ok(Value::Map(map! { "nbytes" => nbytes, "status" => "OK" }))
 }
 
@@ -372,8 +445,9 @@ async fn finish_gather(
         stimulus_id: stimulus_id.clone(),
         event: Event::UpdateData { data },
         values,
+        spilled: Vec::new(),
     };
-    handle.call(move |shell| shell.stimulus(stimulus)).await?;
+    arrive(handle, stimulus).await?;
     if failed.is_empty() {
         return Ok(Value::Map(map! { "status" => "OK" }));
     }
@@ -508,6 +582,6 @@ fn task(shell: &Shell, ts: &TaskState) -> Map {
         "typename" => ts.r#type.as_ref().map(|class| &class.name).cloned(),
         "dependencies" => dependencies.map(|ts| Value::from(&ts.key)).collect::<Value>(),
         "who_has" => shell.core.who_has(ts).map(Value::from).collect::<Value>(),
-        "has_data" => shell.store.get(&ts.key).is_some(),
+        "has_data" => shell.store.has(&ts.key),
     }
 }

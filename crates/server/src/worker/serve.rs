@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use oxidask_comm::{Address, Connection, Incoming, Reader, Writer};
+use oxidask_wire::compression::Compression;
 use oxidask_wire::{Frames, Map, Str, Value, message};
 use tracing::{debug, warn};
 
 use super::args::Args;
 use super::shell::ShellHandle;
-use super::{failure, rpc};
+use super::{failure, rpc, stream};
 
 /// Serves a new connection until it ends.
 pub(super) async fn serve(incoming: Incoming, handle: ShellHandle) {
@@ -38,7 +39,10 @@ struct Request {
 
 impl Server {
     async fn run(self, connection: Connection) {
-        let (mut reader, mut writer, _) = connection.split();
+        let (mut reader, mut writer, info) = connection.split();
+        // Unknown names are not ours, and both have to agree.
+        let name = info.negotiated.compression;
+        let compression = name.and_then(|name| Compression::from_name(&name).ok());
         loop {
             let frames = tokio::select! {
                 frames = reader.read() => frames,
@@ -74,7 +78,7 @@ impl Server {
             };
             drop(frames);
             if self
-                .handle(request, &mut reader, &mut writer)
+                .handle(request, compression, &mut reader, &mut writer)
                 .await
                 .is_none()
             {
@@ -89,6 +93,7 @@ impl Server {
     async fn handle(
         &self,
         request: Request,
+        compression: Option<Compression>,
         reader: &mut Reader,
         writer: &mut Writer,
     ) -> Option<()> {
@@ -109,8 +114,20 @@ impl Server {
                 let _ = writer.write(&message::encode(&"OK".into())).await;
             }
             return None;
+        } else if op == "connection_stream" {
+            tokio::select! {
+                () = stream::serve_peer(&self.handle, reader, &self.peer) => {}
+                _ = self.handle.closing() => {}
+            }
+            return None;
         } else if op == "get_data" {
-            match rpc::get_data(&self.handle, args, &self.peer, reader, writer).await? {
+            let link = rpc::Link {
+                peer: &self.peer,
+                compression,
+                reader,
+                writer,
+            };
+            match rpc::get_data(&self.handle, args, link).await? {
                 // Answered and acknowledged.
                 Ok(()) => return (!close).then_some(()),
                 Err(answer) => answer,

@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use oxidask_comm::Address;
 use oxidask_wire::Value;
+use oxidask_wire::compression::Compression;
 use oxidask_worker as core;
+use oxidask_worker::memory::Fractions;
 
+use super::monitor::MonitorSettings;
 use super::options::WorkerOptions;
-use crate::config::ConfigError;
+use crate::config::{self, Config, ConfigError};
 use crate::logging::Logs;
 
 /// Known once the worker listens.
@@ -30,16 +33,23 @@ pub(super) struct Settings {
     pub(super) transfer_outgoing_count_limit: Option<usize>,
     /// Operations that are refused.
     pub(super) blocked_handlers: HashSet<String>,
-    /// `distributed.admin.tick.interval`, for `event_loop_interval`.
-    pub(super) tick_interval: Duration,
-    /// Time between two looks at the process.
-    pub(super) monitor_interval: Duration,
-    /// Looks kept.
-    pub(super) monitor_length: usize,
+    pub(super) monitor: MonitorSettings,
+    pub(super) memory: MemorySettings,
     pub(super) retry: Retry,
     pub(super) connect_timeout: Duration,
     pub(super) logs: Logs,
     pub(super) options: WorkerOptions,
+}
+
+/// `distributed.worker.memory`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MemorySettings {
+    pub(super) fractions: Fractions,
+    /// Most bytes on disk.
+    pub(super) max_spill: Option<u64>,
+    pub(super) spill_compression: Option<Compression>,
+    /// Time between two looks at the process's memory.
+    pub(super) monitor_interval: Duration,
 }
 
 /// `distributed.comm.retry`.
@@ -88,6 +98,53 @@ pub(super) fn is_os_error(error: &oxidask_comm::Error) -> bool {
         | Error::Encryption { .. }
         | Error::Remote { .. } => false,
     }
+}
+
+/// What is looked at from time to time.
+pub(super) fn monitor(config: &Config) -> Result<MonitorSettings, ConfigError> {
+    Ok(MonitorSettings {
+        interval: config.duration("distributed.admin.system-monitor.interval")?,
+        length_max: config.log_length("distributed.admin.system-monitor.log-length")?,
+        disk: config.bool("distributed.admin.system-monitor.disk")?,
+        host_cpu: config.bool("distributed.admin.system-monitor.host-cpu")?,
+        tick_interval: config.duration("distributed.admin.tick.interval")?,
+    })
+}
+
+/// How much memory values may take.
+pub(super) fn memory(config: &Config) -> Result<MemorySettings, ConfigError> {
+    const MAX_SPILL: &str = "distributed.worker.memory.max-spill";
+    let fraction = |name| config.fraction(&format!("distributed.worker.memory.{name}"));
+    let max_spill = match config.get(MAX_SPILL) {
+        None | Some(config::Value::Null | config::Value::Bool(false)) => None,
+        Some(_) => Some(config.bytes(MAX_SPILL)?),
+    };
+    Ok(MemorySettings {
+        fractions: Fractions {
+            target: fraction("target")?,
+            spill: fraction("spill")?,
+            pause: fraction("pause")?,
+        },
+        max_spill,
+        spill_compression: compression(config, "distributed.worker.memory.spill-compression")?,
+        monitor_interval: config.duration("distributed.worker.memory.monitor-interval")?,
+    })
+}
+
+/// A compression, or none for `false` and null. `auto` is lz4, which is always
+/// there, as in stock where it is installed.
+pub(super) fn compression(config: &Config, key: &str) -> Result<Option<Compression>, ConfigError> {
+    let name = match config.get(key) {
+        None | Some(config::Value::Null | config::Value::Bool(false)) => return Ok(None),
+        Some(_) => config.text(key)?,
+    };
+    if name == "auto" {
+        return Ok(Some(Compression::Lz4));
+    }
+    let compression = Compression::from_name(&name);
+    compression
+        .map(Some)
+        .map_err(|_| config.invalid(key, "expected auto, false, lz4, snappy, zlib or zstd"))
 }
 
 /// Values of the core.

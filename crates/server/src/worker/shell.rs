@@ -2,13 +2,14 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use indexmap::IndexMap;
 use oxidask_comm::{Address, BatchedSender, ConnectionPool};
 use oxidask_wire::stream::ToScheduler;
 use oxidask_wire::{Key, Map, Str, Value, message};
 use oxidask_worker::event::Insertion;
+use oxidask_worker::memory::Ticket;
 use oxidask_worker::task::{Action, StartStop, TaskFailure};
 use oxidask_worker::{Event, Instructions, StimulusId, StoredValue, WorkerState};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -17,11 +18,13 @@ use tracing::{error, info};
 
 use super::executor::{Datum, Executor, Outcome, Ran, Task};
 use super::failure;
+use super::figures::Turns;
+use super::memory::{self, Memory, Observed};
 use super::metrics::Metrics;
 use super::monitor::Monitor;
 use super::settings::Settings;
 use super::status::Status;
-use super::store::Store;
+use super::store::{OnDisk, Store};
 
 /// Inputs that may wait for the core; beyond it the connections stop reading.
 const INPUTS_MAX: usize = 4096;
@@ -45,6 +48,8 @@ pub(super) struct Stimulus {
     pub(super) stimulus_id: StimulusId,
     pub(super) event: Event,
     pub(super) values: IndexMap<Key, Arc<Datum>>,
+    /// Values that went straight to disk.
+    pub(super) spilled: Vec<(Key, OnDisk, Ticket)>,
 }
 
 impl Stimulus {
@@ -54,8 +59,17 @@ impl Stimulus {
             stimulus_id: stimulus_id.into(),
             event,
             values: IndexMap::new(),
+            spilled: Vec::new(),
         }
     }
+}
+
+/// A task at the executor.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) run_id: i64,
+    /// Reading its inputs took long.
+    pub(super) disk_read: Option<StartStop>,
 }
 
 /// What the executor tells, from any thread and without waiting.
@@ -81,6 +95,8 @@ pub(super) enum Report {
     LogEvent { topic: Value, message: Value },
     /// An answer to `get_data` is out, or its connection broke.
     Sent { nbytes: i64, seconds: f64 },
+    /// The process was looked at.
+    Memory(Observed),
 }
 
 /// Why and how the worker closes.
@@ -230,14 +246,20 @@ pub(super) struct Shell {
     pub(super) wants_transitions: bool,
     /// To the scheduler, once registered.
     pub(super) stream: Option<BatchedSender>,
-    /// Run ids of tasks at the executor.
-    pub(super) running: HashMap<Key, i64>,
+    /// Tasks at the executor.
+    pub(super) running: HashMap<Key, Running>,
     /// Transfers from peers, and waits for busy ones.
     pub(super) transfers: JoinSet<()>,
+    /// Values on their way to disk and back, and tasks that wait for some.
+    pub(super) disk_work: JoinSet<()>,
+    pub(super) memory: Memory,
+    pub(super) turns: Turns,
     /// Events that follow from instructions.
     pub(super) queue: VecDeque<Stimulus>,
     /// Values that came with the event which is being handled.
     pub(super) values: IndexMap<Key, Arc<Datum>>,
+    /// As `values`, of values that went straight to disk.
+    pub(super) spilled: Vec<(Key, OnDisk, Ticket)>,
     /// For the executor, at the end of the turn.
     pub(super) to_execute: Vec<Task>,
     /// As `to_execute`.
@@ -279,18 +301,23 @@ impl Shell {
             closing: Arc::new(watch::Sender::new(None)),
         };
         let settings = &handle.settings;
-        let monitor = Monitor::new(settings.monitor_length, settings.tick_interval);
+        let monitor = Monitor::new(settings.monitor);
+        let (store, memory) = memory::start(settings, &handle);
         let shell = Self {
             core: WorkerState::new(settings.core.clone()),
-            store: Store::default(),
+            store,
             metrics: Metrics::new(monitor),
             status: Status::Init,
             wants_transitions: false,
             stream: None,
             running: HashMap::new(),
             transfers: JoinSet::new(),
+            disk_work: JoinSet::new(),
+            memory,
+            turns: Turns::default(),
             queue: VecDeque::new(),
             values: IndexMap::new(),
+            spilled: Vec::new(),
             to_execute: Vec::new(),
             to_release: Vec::new(),
             handle: handle.clone(),
@@ -310,36 +337,51 @@ impl Shell {
         let mut inputs = Vec::with_capacity(INPUTS_PER_TURN);
         let mut reports = Vec::with_capacity(INPUTS_PER_TURN);
         while !self.is_ended {
+            let begun;
             tokio::select! {
                 _ = receiver.recv_many(&mut inputs, INPUTS_PER_TURN) => {
+                    begun = Instant::now();
                     for input in inputs.drain(..) {
                         self.input(input);
                     }
                 }
                 _ = reports_receiver.recv_many(&mut reports, INPUTS_PER_TURN) => {
+                    begun = Instant::now();
                     for report in reports.drain(..) {
                         self.report(report);
                     }
                 }
                 Some(ended) = self.transfers.join_next() => {
+                    begun = Instant::now();
                     if let Err(error) = ended && error.is_panic() {
                         error!(target: "distributed.worker", %error, "a transfer's task panicked");
                         self.handle.close("worker-gather_dep-fail-hard", false);
                     }
                 }
+                Some(ended) = self.disk_work.join_next() => {
+                    begun = Instant::now();
+                    if let Err(error) = ended && error.is_panic() {
+                        error!(target: "distributed.worker", %error, "a task for the disk panicked");
+                        self.handle.close("worker-spill-fail-hard", false);
+                    }
+                }
             }
             self.end_turn();
+            self.turns.ended(begun);
         }
     }
 
-    /// Hands everything of this turn to the executor at once.
+    /// Begins what was put off, and hands everything of this turn to the executor at once.
     fn end_turn(&mut self) {
+        self.balance();
         let executor = &self.handle.executor;
         if !self.to_execute.is_empty() {
             executor.execute(std::mem::take(&mut self.to_execute));
         }
         if !self.to_release.is_empty() {
-            executor.release(std::mem::take(&mut self.to_release));
+            let values = std::mem::take(&mut self.to_release);
+            self.memory.freed(&values);
+            executor.release(values);
         }
     }
 
@@ -386,6 +428,7 @@ impl Shell {
                 self.metrics.transfer_outgoing_count -= 1;
                 self.metrics.sent(seconds);
             }
+            Report::Memory(observed) => self.observe_memory(&observed),
         }
     }
 
@@ -400,8 +443,10 @@ impl Shell {
                 stimulus_id,
                 event,
                 values,
+                spilled,
             } = stimulus;
             self.values = values;
+            self.spilled = spilled;
             let mut out = std::mem::take(&mut self.out);
             let handled = self
                 .core
@@ -419,6 +464,11 @@ impl Shell {
             // What the core did not want.
             let unwanted = std::mem::take(&mut self.values);
             self.to_release.extend(unwanted.into_values());
+            for (_, _, ticket) in std::mem::take(&mut self.spilled) {
+                if let Some(buffer) = self.store.buffer() {
+                    buffer.abandon(ticket);
+                }
+            }
         }
     }
 
@@ -437,7 +487,7 @@ impl Shell {
     }
 
     fn executed(&mut self, key: Key, outcome: Outcome) {
-        let Some(run_id) = self.running.remove(&key) else {
+        let Some(Running { run_id, disk_read }) = self.running.remove(&key) else {
             error!(target: "distributed.worker", %key, "the executor reports a task that does not run");
             return;
         };
@@ -449,12 +499,12 @@ impl Shell {
                     run_id,
                     nbytes: value.nbytes,
                     value: insertion(&value),
-                    startstops: vec![self.computed(&ran)],
+                    startstops: disk_read.into_iter().chain([self.computed(&ran)]).collect(),
                     thread: Some(ran.thread),
                 };
                 let mut stimulus = Stimulus::new(stimulus_id("task-finished"), event);
                 stimulus.values.insert(key, value);
-                stimulus
+                return self.arrive(stimulus, None);
             }
             Outcome::Erred { failure, ran } => {
                 self.log_failure(&key, &failure);
@@ -468,7 +518,10 @@ impl Shell {
                     key,
                     run_id,
                     failure,
-                    startstops: ran.iter().map(|ran| self.computed(ran)).collect(),
+                    startstops: {
+                        let computed = ran.iter().map(|ran| self.computed(ran));
+                        disk_read.into_iter().chain(computed).collect()
+                    },
                     thread: ran.map(|ran| ran.thread),
                 };
                 Stimulus::new(stimulus_id(prefix), event)

@@ -1,10 +1,10 @@
 //! The stream from the scheduler.
 
-use oxidask_comm::Reader;
+use oxidask_comm::{Address, Reader};
 use oxidask_wire::stream::{AskedComputeTask, SchedulerMessage, decode_scheduler_batch};
 use oxidask_wire::{Map, Str};
 use oxidask_worker::{ComputeTaskEvent, Event, Priority, StimulusId};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::shell::{ShellHandle, Stimulus};
 use super::status::Status;
@@ -20,6 +20,16 @@ pub(super) async fn serve(handle: ShellHandle, mut reader: Reader) {
         );
     }
     handle.close("worker-handle-scheduler-connection-broken", true);
+}
+
+/// Reads messages that a peer sends without waiting for answers, as on the
+/// scheduler's stream; it ends by itself. `Server.handle_stream` in distributed.
+pub(super) async fn serve_peer(handle: &ShellHandle, reader: &mut Reader, peer: &Address) {
+    info!(target: "distributed.core", "Starting established connection to {peer}");
+    match read(handle, reader).await {
+        Ok(()) => info!(target: "distributed.core", "Connection to {peer} has been closed."),
+        Err(reason) => warn!(target: "distributed.core", "closing the stream of {peer}: {reason}"),
+    }
 }
 
 async fn read(handle: &ShellHandle, reader: &mut Reader) -> Result<(), String> {
@@ -60,9 +70,7 @@ async fn read(handle: &ShellHandle, reader: &mut Reader) -> Result<(), String> {
                     worker,
                     stimulus_id,
                 } => {
-                    if let Ok(address) =
-                        oxidask_comm::Address::parse(&worker, oxidask_comm::Scheme::Tcp)
-                    {
+                    if let Ok(address) = Address::parse(&worker, oxidask_comm::Scheme::Tcp) {
                         handle.pool.remove(&address);
                     }
                     stimuli.push(Stimulus::new(&stimulus_id, Event::RemoveWorker { worker }));

@@ -204,7 +204,7 @@ impl Shell {
             source: Some(worker.clone()),
         });
         let (data, values) = split(received);
-        self.stimulus(Stimulus {
+        let stimulus = Stimulus {
             stimulus_id: stimulus_id("gather-dep-success"),
             event: Event::GatherDepSuccess {
                 worker,
@@ -213,7 +213,9 @@ impl Shell {
                 transfer,
             },
             values,
-        });
+            spilled: Vec::new(),
+        };
+        self.arrive(stimulus, None);
     }
 }
 

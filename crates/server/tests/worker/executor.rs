@@ -19,6 +19,9 @@ use oxidask_worker::task::{TaskFailure, ValueType};
 /// prefix and one of the names in [`Toy::run`].
 const PREFIX: &[u8] = b"shell_";
 
+/// A number that cannot be serialised.
+const LOCK: i64 = i64::MIN;
+
 /// Numbers are its only values.
 #[derive(Default)]
 pub(crate) struct Toy {
@@ -37,6 +40,7 @@ struct State {
     /// Requests and stream messages that came.
     heard: Vec<(String, Map)>,
     released_count: usize,
+    collections_count: usize,
     is_closed: bool,
 }
 
@@ -65,6 +69,11 @@ impl Toy {
     /// Whether the worker has closed it.
     pub(crate) fn is_closed(&self) -> bool {
         self.state().is_closed
+    }
+
+    /// How often garbage was to be collected.
+    pub(crate) fn collections_count(&self) -> usize {
+        self.state().collections_count
     }
 
     /// Values given back so far.
@@ -109,7 +118,12 @@ impl Toy {
             "one" => finished(1),
             "two" => finished(2),
             "total" => finished(sum()),
-            "large" => large(2_000_000),
+            "large" => large(0, 2_000_000),
+            "sized" => large(number_in(&task.key), 1_000_000),
+            "huge" => large(number_in(&task.key), 1_000_000_000),
+            "text" => finished_text(),
+            "lock" => large(LOCK, 1_000_000),
+            "hugelock" => large(LOCK, 1_000_000_000),
             "raise" => erred("ValueError", "on purpose"),
             "reschedule" => Outcome::Reschedule,
             "hold" => {
@@ -149,7 +163,10 @@ fn number(input: &Input) -> i64 {
 /// The number that a value is.
 pub(crate) fn number_of(datum: &Datum) -> Option<i64> {
     let live = datum.object().and_then(|object| object.downcast_ref());
-    live.copied()
+    live.copied().or_else(|| {
+        let serialized = datum.as_serialized()?;
+        read_plain(serialized.frames.first()?).ok()?.as_i64()
+    })
 }
 
 pub(crate) fn now() -> f64 {
@@ -174,9 +191,39 @@ pub(crate) fn finished(number: i64) -> Outcome {
     }
 }
 
+/// A task returned something that compresses well, serialised already.
+fn finished_text() -> Outcome {
+    let mut serialized = serialized(0);
+    let text = b"abc".repeat(100_000);
+    let frames = [serialized.frames[0].clone(), bytes::Bytes::from(text)];
+    serialized.frames = frames.into_iter().collect();
+    let header = map! {
+        "serializer" => "pickle",
+        "writeable" => vec![Value::Bool(true)],
+        "compression" => vec![Value::Nil, Value::Nil],
+        "num-sub-frames" => 2,
+    };
+    serialized.header = oxidask_wire::encode(&Value::Map(header)).swap_remove(0);
+    let value = Datum::serialized(serialized, 300_000, int());
+    Outcome::Finished {
+        value: Arc::new(value),
+        ran: ran(),
+    }
+}
+
+/// The number that a key ends with.
+fn number_in(key: &Key) -> i64 {
+    let text = key.as_str().unwrap_or_default();
+    let number = text
+        .rsplit('-')
+        .next()
+        .and_then(|number| number.parse().ok());
+    number.unwrap_or_default()
+}
+
 /// A task returned a number that takes much room.
-fn large(nbytes: i64) -> Outcome {
-    let value = Datum::live(Arc::new(0_i64), None, nbytes, int());
+fn large(number: i64, nbytes: i64) -> Outcome {
+    let value = Datum::live(Arc::new(number), None, nbytes, int());
     Outcome::Finished {
         value: Arc::new(value),
         ran: ran(),
@@ -276,6 +323,7 @@ impl Executor for Toy {
         _serializers: Option<Vec<Str>>,
     ) -> BoxFuture<'_, Vec<Serialized>> {
         let values = values.iter().map(|value| match number_of(&value.datum) {
+            Some(LOCK) => Serialized::error("cannot pickle '_thread.lock' object"),
             Some(number) => serialized(number),
             None => Serialized::error("not a number"),
         });
@@ -301,6 +349,11 @@ impl Executor for Toy {
 
     fn release(&self, values: Vec<Arc<Datum>>) {
         self.state().released_count += values.len();
+        self.changed.notify_waiters();
+    }
+
+    fn collect_garbage(&self) {
+        self.state().collections_count += 1;
         self.changed.notify_waiters();
     }
 

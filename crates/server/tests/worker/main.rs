@@ -11,5 +11,6 @@ mod executor;
 mod life;
 mod scheduler;
 mod serving;
+mod spilling;
 mod stub;
 mod tasks;

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use oxidask_comm::tls::{Tls, TlsOptions, Version};
 use oxidask_comm::{Address, Connection, Options, Scheme};
 use oxidask_server::config::Config;
 use oxidask_server::options::{
-    DashboardOptions, ListenOptions, PythonCommand, SchedulerOptions, Security,
+    DashboardOptions, ListenOptions, PythonCommand, SchedulerOptions, Security, TlsSource,
 };
 use oxidask_server::scheduler;
-use oxidask_server::worker::Handle;
+use oxidask_server::worker::{Handle, StartError};
 use oxidask_wire::{Map, Value, map};
 
 use crate::executor::{Toy, deserialized, serialized};
@@ -22,14 +23,20 @@ struct Cluster {
 
 impl Cluster {
     async fn start(count: usize) -> Self {
+        Self::secured(count, Security::default(), Options::default()).await
+    }
+
+    /// Everything with the TLS of `security`, which `connecting` has as well.
+    async fn secured(count: usize, security: Security, connecting: Options) -> Self {
         let options = SchedulerOptions {
             listen: vec![ListenOptions {
                 host: Some("127.0.0.1".to_owned()),
                 port: Some(0),
+                protocol: security.cert.as_ref().map(|_| "tls".to_owned()),
                 ..ListenOptions::default()
             }],
             contact_address: None,
-            security: Security::default(),
+            security: security.clone(),
             dashboard: DashboardOptions {
                 enabled: false,
                 addresses: Vec::new(),
@@ -46,7 +53,7 @@ impl Cluster {
         };
         let scheduler = scheduler::start(&options, logs(), None).await.unwrap();
         let address = Address::parse(scheduler.address(), Scheme::Tcp).unwrap();
-        let connection = oxidask_comm::connect(&address, &Options::default(), LONG)
+        let connection = oxidask_comm::connect(&address, &connecting, LONG)
             .await
             .unwrap();
         let mut cluster = Self {
@@ -56,7 +63,8 @@ impl Cluster {
         };
         for _ in 0..count {
             let toy = Arc::new(Toy::default());
-            let options = crate::stub::options(cluster.scheduler.address());
+            let mut options = crate::stub::options(cluster.scheduler.address());
+            options.security = security.clone();
             let worker = soon(start(options, toy.clone())).await.unwrap();
             cluster.workers.push((worker, toy));
         }
@@ -223,4 +231,68 @@ async fn a_taken_name_is_refused() {
     assert_eq!(field(&identity, "workers").as_map().unwrap().len(), 1);
     first.closer()("done");
     soon(first.wait()).await;
+}
+
+/// A certificate that is its own authority, as `Security.temporary()` makes them.
+fn certificate() -> (Security, Options) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(["dask-internal".to_owned()]).unwrap();
+    let cert = params.self_signed(&key).unwrap().pem();
+    let key = key.serialize_pem();
+    let security = Security {
+        require_encryption: true,
+        ca_file: Some(TlsSource::Pem(cert.clone())),
+        cert: Some(TlsSource::Pem(cert.clone())),
+        key: Some(TlsSource::Pem(key.clone())),
+        ..Security::default()
+    };
+    let tls = Tls::new(&TlsOptions {
+        ca: cert.clone().into_bytes(),
+        cert: cert.into_bytes(),
+        key: Some(key.into_bytes()),
+        ciphers: None,
+        min_version: Version::V1_2,
+        max_version: Version::V1_3,
+    });
+    let connecting = Options {
+        tls: Some(Arc::new(tls.unwrap())),
+        ..Options::default()
+    };
+    (security, connecting)
+}
+
+#[tokio::test]
+async fn everything_goes_over_tls() {
+    let (security, connecting) = certificate();
+    let mut cluster = Cluster::secured(2, security, connecting).await;
+    for (worker, _) in &cluster.workers {
+        assert!(worker.address().starts_with("tls://127.0.0.1:"));
+    }
+    // From the scheduler to one worker, and from that one to the other.
+    cluster.scatter(map! { "x" => serialized(1) }, true).await;
+    assert_eq!(cluster.holders("x").await, 2);
+    let reply = cluster.ask("gather", keys_field(&["x"])).await;
+    assert_eq!(deserialized(field(field(&reply, "data"), "x")), Some(1));
+}
+
+#[tokio::test]
+async fn a_worker_without_or_with_another_certificate_does_not_get_in() {
+    let (security, connecting) = certificate();
+    let mut cluster = Cluster::secured(1, security, connecting).await;
+    let address = cluster.scheduler.address().to_owned();
+    let plain = options(&address);
+    let error = soon(start(plain, Arc::new(Toy::default())))
+        .await
+        .unwrap_err();
+    let text = error.to_string();
+    assert!(text.ends_with("TLS needs certificates"), "{text}");
+    let mut stranger = options(&address);
+    stranger.security = certificate().0;
+    stranger.death_timeout = Some(std::time::Duration::from_millis(300));
+    let error = soon(start(stranger, Arc::new(Toy::default())))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, StartError::DeathTimeout { .. }), "{error}");
+    let identity = cluster.ask("identity", Map::new()).await;
+    assert_eq!(field(&identity, "workers").as_map().unwrap().len(), 1);
 }

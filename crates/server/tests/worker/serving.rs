@@ -1,10 +1,12 @@
 //! What a worker answers to requests.
 
+use oxidask_comm::{Address, Options, Scheme};
+use oxidask_wire::handshake::Handshake;
 use oxidask_wire::stream::{ToWorker, WorkerMessage};
 use oxidask_wire::{Key, Map, Value, map};
 
 use crate::executor::{Toy, deserialized, serialized};
-use crate::stub::{Stub, ask, field, impatient, keys_field, options, soon, text};
+use crate::stub::{LONG, Stub, ask, field, impatient, keys_field, options, soon, text};
 
 #[tokio::test]
 async fn common_operations() {
@@ -250,4 +252,65 @@ async fn a_malformed_request_ends_its_connection_only() {
     let closed = ask(&mut connection, "close", Map::new()).await;
     assert_eq!(closed.as_str(), Some("OK"));
     assert!(soon(connection.read_value()).await.is_err());
+}
+
+#[tokio::test]
+async fn answers_are_compressed_where_both_ends_say_so() {
+    let mut stub = Stub::start().await;
+    let mut options = options(&stub.address);
+    // Between two ends with the same address nothing is compressed.
+    options.listen.host = Some("127.0.0.2".to_owned());
+    let lz4 = oxidask_server::config::Value::Str("lz4".to_owned());
+    options.config = options
+        .config
+        .with("test", &[("distributed.comm.compression", lz4)]);
+    let mut worker = stub.worker_with(options, Toy::default()).await;
+    worker.computed("x", "text").await;
+    let lz4 = || Options {
+        handshake: Handshake {
+            compression: Some("lz4".into()),
+            ..Handshake::new([3, 11, 0])
+        },
+        ..Options::default()
+    };
+    let address = Address::parse(&worker.address, Scheme::Tcp).unwrap();
+    for (connecting, is_compressed) in [(lz4(), true), (Options::default(), false)] {
+        let connection = oxidask_comm::connect(&address, &connecting, LONG).await;
+        let reply = ask(&mut connection.unwrap(), "get_data", keys_field(&["x"])).await;
+        let value = field(field(&reply, "data"), "x").as_serialized().unwrap();
+        assert_eq!(value.frames[1].len() < 10_000, is_compressed);
+        let frames = value.logical_frames(1 << 20).unwrap();
+        assert_eq!(frames[1], b"abc".repeat(100_000));
+    }
+}
+
+#[tokio::test]
+async fn a_peer_may_send_without_waiting_for_answers() {
+    let mut stub = Stub::start().await;
+    let mut worker = stub.worker().await;
+    worker.computed("x", "one").await;
+    let mut connection = worker.connect().await;
+    let opening = map! { "op" => "connection_stream" };
+    connection.write_value(&opening.into()).await.unwrap();
+    let mut batch = oxidask_wire::BatchWriter::new();
+    let unknown = map! { "op" => "shuffle-fail", "shuffle_id" => "s" };
+    ToWorker::Other(&unknown).write(&mut batch).unwrap();
+    let free = ToWorker::FreeKeys {
+        keys: &[Key::from("x")],
+        stimulus_id: "free-1",
+    };
+    free.write(&mut batch).unwrap();
+    connection.write(&batch.finish()).await.unwrap();
+    let message = worker.stream.next().await;
+    assert!(
+        matches!(&message, WorkerMessage::ReleaseWorkerData { key, .. } if *key == Key::from("x")),
+        "{message:?}"
+    );
+    assert_eq!(worker.toy.heard()[0].0, "shuffle-fail");
+    let close = map! { "op" => "close-stream" };
+    let close = Value::Array(vec![close.into()]);
+    connection.write_value(&close).await.unwrap();
+    assert!(soon(connection.read_value()).await.is_err());
+    // The worker itself goes on.
+    worker.computed("y", "one").await;
 }

@@ -63,6 +63,8 @@ pub(crate) struct Stub {
     registered: mpsc::UnboundedReceiver<(Map, Connection)>,
     /// Requests other than registrations, in order.
     pub(crate) requests: mpsc::UnboundedReceiver<(String, Map)>,
+    /// What workers are told, in seconds.
+    pub(crate) heartbeat_interval: f64,
     respond: Arc<Mutex<Option<Respond>>>,
     accepting: tokio::task::JoinHandle<()>,
 }
@@ -117,6 +119,7 @@ impl Stub {
             address,
             registered,
             requests,
+            heartbeat_interval: 60.0,
             respond,
             accepting,
         }
@@ -166,7 +169,8 @@ impl Stub {
             registration,
             stream: Stream::new(connection),
         };
-        worker.stream.accept(60.0, Map::new()).await;
+        let interval = self.heartbeat_interval;
+        worker.stream.accept(interval, Map::new()).await;
         worker.handle = Some(soon(starting).await.unwrap().unwrap());
         let first = worker.stream.next().await;
         assert!(
