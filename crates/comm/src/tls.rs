@@ -83,6 +83,9 @@ pub fn load_pem(value: &str) -> Result<Vec<u8>> {
 #[derive(Clone)]
 pub struct Tls {
     connector: TlsConnector,
+    /// What a server is told to be looked for.
+    server_name: Option<ServerName<'static>>,
+    client_config: Arc<ClientConfig>,
     acceptor: TlsAcceptor,
     server_config: Arc<ServerConfig>,
 }
@@ -131,11 +134,31 @@ impl Tls {
         client.enable_sni = false;
         client.resumption = Resumption::disabled();
         let server = Arc::new(server);
+        let client = Arc::new(client);
         Ok(Self {
-            connector: TlsConnector::from(Arc::new(client)),
+            connector: TlsConnector::from(Arc::clone(&client)),
+            server_name: None,
+            client_config: client,
             acceptor: TlsAcceptor::from(Arc::clone(&server)),
             server_config: server,
         })
+    }
+
+    /// The same, telling servers the name by which they are looked for (SNI), for a
+    /// proxy that finds its way by it. The name is not checked against certificates,
+    /// as ever.
+    ///
+    /// # Errors
+    /// A text that is no host name.
+    pub fn with_server_name(mut self, name: &str) -> Result<Self> {
+        let server_name = ServerName::try_from(name.to_owned())
+            .map_err(|_| invalid(format!("`{name}` is no host name")))?;
+        let mut client = ClientConfig::clone(&self.client_config);
+        client.enable_sni = true;
+        self.client_config = Arc::new(client);
+        self.connector = TlsConnector::from(Arc::clone(&self.client_config));
+        self.server_name = Some(server_name);
+        Ok(self)
     }
 
     /// The server side alone, for an HTTPS server beside.
@@ -153,7 +176,9 @@ impl Tls {
             doing: "connecting",
             source,
         })?;
-        let connected = self.connector.connect(ServerName::from(ip), stream).await;
+        let name = self.server_name.clone();
+        let name = name.unwrap_or_else(|| ServerName::from(ip));
+        let connected = self.connector.connect(name, stream).await;
         connected
             .map(TlsStream::from)
             .map_err(|source| failure(source, peer))

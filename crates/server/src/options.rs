@@ -75,6 +75,8 @@ pub struct Security {
     pub min_version: TlsVersion,
     /// Newest version spoken; `None` is the newest known.
     pub max_version: Option<TlsVersion>,
+    /// Name that servers are told when connecting (`--scheduler-sni`).
+    pub server_name: Option<String>,
 }
 
 /// A TLS file, or its content as `Security.temporary()` passes it on.

@@ -24,7 +24,11 @@ pub fn load(security: &Security) -> Result<Option<Arc<Tls>>, Error> {
         min_version: version(security.min_version),
         max_version: security.max_version.map_or(Version::V1_3, version),
     };
-    Ok(Some(Arc::new(Tls::new(&options)?)))
+    let mut tls = Tls::new(&options)?;
+    if let Some(name) = &security.server_name {
+        tls = tls.with_server_name(name)?;
+    }
+    Ok(Some(Arc::new(tls)))
 }
 
 fn read(source: &TlsSource) -> Result<Vec<u8>, Error> {

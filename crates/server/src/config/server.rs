@@ -183,6 +183,7 @@ impl Config {
                 .tls_version(&format!("{tls}.min-version"))?
                 .unwrap_or_default(),
             max_version: self.tls_version(&format!("{tls}.max-version"))?,
+            server_name: None,
         })
     }
 
