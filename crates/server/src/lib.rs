@@ -5,10 +5,13 @@
 pub mod config;
 pub mod graph_helper;
 pub mod limits;
+pub mod local_directory;
 pub mod logging;
 pub mod memory;
+pub mod nanny;
 pub mod options;
 pub mod scheduler;
 pub mod security;
+pub mod system;
 pub mod versions;
 pub mod worker;

@@ -36,9 +36,14 @@ const DEFAULT_LEVELS: [(&str, PythonLevel); 7] = [
 const ROOT_LEVEL: PythonLevel = PythonLevel(30);
 
 /// Loggers whose records `get_logs` returns. Stock's scheduler keeps those of
-/// `distributed.scheduler`, its worker those of `distributed.worker`, and a process
-/// is one of them; ours say as much.
-const KEPT_LOGGERS: [&str; 3] = ["distributed.scheduler", "distributed.worker", "oxidask"];
+/// `distributed.scheduler`, its worker those of `distributed.worker`, its nanny those
+/// of `distributed.nanny`, and a process is one of them; ours say as much.
+const KEPT_LOGGERS: [&str; 4] = [
+    "distributed.scheduler",
+    "distributed.worker",
+    "distributed.nanny",
+    "oxidask",
+];
 
 /// The log records kept in memory. Cheap to clone.
 #[derive(Debug, Clone)]

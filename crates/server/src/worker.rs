@@ -15,9 +15,9 @@
 //! One task owns the core. It never waits, neither for a socket nor for a task;
 //! heartbeats and answers to peers need nothing but it.
 
-mod args;
-mod executor;
-mod failure;
+pub(crate) mod args;
+pub(crate) mod executor;
+pub(crate) mod failure;
 mod figures;
 mod handle;
 mod heartbeat;
@@ -27,7 +27,7 @@ mod monitor;
 mod options;
 mod outgoing;
 mod registration;
-mod rpc;
+pub(crate) mod rpc;
 mod serve;
 mod settings;
 mod shell;
@@ -48,9 +48,9 @@ use oxidask_wire::{Map, map};
 use tokio::task::JoinSet;
 use tracing::{error, info};
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, format_bytes};
 use crate::logging::Logs;
-use crate::options::OptionsError;
+use crate::options::{ListenOptions, OptionsError, Security};
 
 pub use executor::{
     Answer, Datum, Executor, ExecutorFactory, ExecutorSettings, Heartbeat, Input, Introduction,
@@ -64,6 +64,8 @@ pub use status::Status;
 use registration::Registration;
 use settings::{Retry, Settings};
 use shell::{Closing, Shell, ShellHandle};
+
+pub(crate) use shell::stimulus_id;
 
 /// Most connections to others that are kept, as in stock's workers.
 const CONNECTIONS_MAX: usize = 512;
@@ -104,6 +106,12 @@ pub enum StartError {
         /// `--death-timeout`
         timeout: Duration,
     },
+    /// The nanny's preloads cannot be loaded.
+    #[error("cannot preload in the nanny: {0}")]
+    Preload(String),
+    /// The nanny's worker says why it could not start.
+    #[error("Nanny failed to start worker process: {0}")]
+    Worker(String),
     /// Something closed the worker while it started.
     #[error("the worker was closed while it started")]
     Closed,
@@ -143,7 +151,15 @@ pub async fn start(
         backlog: server.socket_backlog,
         ..Options::default()
     };
-    let listener = listen(&options, &scheduler, &comm).await?;
+    let security = &options.security;
+    let listener = listen(
+        &options.listen,
+        &options.listen_ports,
+        security,
+        &scheduler,
+        &comm,
+    );
+    let listener = listener.await?;
     let own = own_address(&options, &scheduler, &listener)?;
     let address: Arc<str> = own.to_string().into();
     let outgoing = config_count(&options, "distributed.worker.connections.outgoing")?;
@@ -210,7 +226,7 @@ pub async fn start(
 }
 
 /// What this side announces as its Python, which nobody acts upon.
-const PYTHON_VERSION: [u32; 3] = [3, 11, 0];
+pub(crate) const PYTHON_VERSION: [u32; 3] = [3, 11, 0];
 
 fn default_scheme(name: &str) -> Scheme {
     Scheme::from_name(name).unwrap_or(Scheme::Tcp)
@@ -225,23 +241,47 @@ fn config_count(options: &WorkerOptions, key: &str) -> Result<Option<usize>, Con
 }
 
 /// A number that differs between processes and between workers of one process.
-fn random() -> u64 {
+pub(crate) fn random() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     // The standard library's hash keys are random for every thread and every call.
     let hasher = std::collections::hash_map::RandomState::new().build_hasher();
     hasher.finish()
 }
 
-async fn listen(
-    options: &WorkerOptions,
+/// Listens where `listen` says, on the first of `ports` that is free. Without any,
+/// on its port, or one that the system chooses.
+pub(crate) async fn listen(
+    listen: &ListenOptions,
+    ports: &[u16],
+    security: &Security,
     scheduler: &Address,
     comm: &Options,
 ) -> Result<Listener, StartError> {
-    let mut listen = options.listen.clone();
-    listen.port = listen.port.or(Some(0));
-    let address = listen.address(&options.security, scheduler.scheme.name())?;
-    let address = Address::parse(&address, scheduler.scheme)?;
-    Ok(Listener::bind(&address, comm.clone()).await?)
+    let own = listen.port.unwrap_or_default();
+    let ports = if ports.is_empty() { &[own] } else { ports };
+    let mut last = None;
+    for &port in ports {
+        let listen = ListenOptions {
+            port: Some(port),
+            ..listen.clone()
+        };
+        let address = listen.address(security, scheduler.scheme.name())?;
+        let address = Address::parse(&address, scheduler.scheme)?;
+        match Listener::bind(&address, comm.clone()).await {
+            Ok(listener) => return Ok(listener),
+            Err(error) if ports.len() > 1 && is_in_use(&error) => last = Some(error),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(last.map_or(StartError::Closed, StartError::Comm))
+}
+
+fn is_in_use(error: &oxidask_comm::Error) -> bool {
+    matches!(
+        error,
+        oxidask_comm::Error::Listen { source, .. }
+            if source.kind() == std::io::ErrorKind::AddrInUse
+    )
 }
 
 /// What others are told: without a host of its own, the one by which the scheduler
@@ -266,7 +306,7 @@ fn own_address(
 }
 
 /// The own IP from which packets to `ip` go. Sends nothing.
-fn source_ip(ip: IpAddr) -> Option<IpAddr> {
+pub(crate) fn source_ip(ip: IpAddr) -> Option<IpAddr> {
     let any = if ip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any).ok()?;
     socket.connect((ip, 80)).ok()?;
@@ -276,7 +316,13 @@ fn source_ip(ip: IpAddr) -> Option<IpAddr> {
 fn log_start(settings: &Settings, listener: &Listener) {
     let options = &settings.options;
     info!(target: "distributed.worker", "      Start worker at: {:>26}", settings.address);
-    info!(target: "distributed.worker", "         Listening to: {:>26}", listener.listen_address().to_string());
+    // As stock: its own host, and the port that is listened on.
+    let own = &settings.own;
+    let listening = Address {
+        port: listener.listen_address().port,
+        ..own.clone()
+    };
+    info!(target: "distributed.worker", "         Listening to: {:>26}", listening.to_string());
     if let Some(name) = &options.name {
         let name = match name.as_str() {
             Some(text) => text.to_owned(),
@@ -284,9 +330,18 @@ fn log_start(settings: &Settings, listener: &Listener) {
         };
         info!(target: "distributed.worker", "          Worker name: {name:>26}");
     }
+    for (service, port) in &options.services.0 {
+        let service = service.as_str().unwrap_or_default();
+        let place = format!("{}:{}", own.host, port.as_u64().unwrap_or_default());
+        info!(target: "distributed.worker", "  {service:>16} at: {place:>26}");
+    }
     info!(target: "distributed.worker", "Waiting to connect to: {:>26}", settings.scheduler.to_string());
     info!(target: "distributed.worker", "{}", "-".repeat(49));
     info!(target: "distributed.worker", "              Threads: {:>26}", options.nthreads);
+    if let Some(limit) = options.memory_limit {
+        let limit = format_bytes(limit);
+        info!(target: "distributed.worker", "               Memory: {limit:>26}");
+    }
     let directory = options.local_directory.display();
     info!(target: "distributed.worker", "      Local Directory: {:>26}", directory.to_string());
 }
@@ -373,6 +428,19 @@ impl Handle {
     pub fn closer(&self) -> impl Fn(&str) + Send + Sync + use<> {
         let shell = self.shell.clone();
         move |reason| shell.close(reason, true)
+    }
+
+    /// As [`closer`](Self::closer), for the nanny, which knows; `executor_wait` waits
+    /// for running tasks.
+    pub fn stopper(&self) -> impl Fn(&str, bool) + Send + Sync + use<> {
+        let shell = self.shell.clone();
+        move |reason, executor_wait| {
+            shell.close_as(Closing {
+                reason: reason.into(),
+                nanny: false,
+                executor_wait,
+            });
+        }
     }
 
     /// Lets the scheduler move the data away, then begins the shutdown.

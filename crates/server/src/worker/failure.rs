@@ -7,7 +7,7 @@ use oxidask_wire::{Key, Map, Serialized, Value, map, python};
 use oxidask_worker::task::TaskFailure;
 
 /// `class(text)` with a built-in exception class.
-pub(super) fn builtin(class: &str, text: &str) -> Arc<TaskFailure> {
+pub(crate) fn builtin(class: &str, text: &str) -> Arc<TaskFailure> {
     let pickle = exception_pickle("builtins", class, &[PickleArg::Str(text)]);
     let mut argument = String::new();
     python::str_repr(text, &mut argument);
@@ -49,7 +49,7 @@ pub(super) fn of_reply(mut reply: Map) -> Arc<TaskFailure> {
 }
 
 /// `error_message` of distributed: the caller raises the exception.
-pub(super) fn message(status: &str, failure: &TaskFailure) -> Value {
+pub(crate) fn message(status: &str, failure: &TaskFailure) -> Value {
     Value::Map(map! {
         "status" => status,
         "exception" => failure.exception.clone(),

@@ -26,6 +26,8 @@ pub struct WorkerOptions {
     /// Where to listen. Without a port, the system chooses; without a protocol, it
     /// is that of the scheduler.
     pub listen: ListenOptions,
+    /// `--worker-port` if it names several: the first that is free is taken.
+    pub listen_ports: Vec<u16>,
     /// `--contact-address`: announced instead of the address listened on.
     pub contact_address: Option<String>,
     /// TLS files and rules; see [`Config::worker_security`].
@@ -43,7 +45,7 @@ pub struct WorkerOptions {
     /// Ports of other servers of this process by name: `dashboard`.
     pub services: Map,
     /// Checks the core's state after every event, for tests
-    /// (`distributed.scheduler.validate`).
+    /// (`distributed.worker.validate`).
     pub validate: bool,
     /// Dask's configuration.
     pub config: Config,
@@ -86,6 +88,7 @@ impl WorkerOptions {
             memory_limit: None,
             resources: resources(&config)?,
             listen: ListenOptions::default(),
+            listen_ports: Vec::new(),
             contact_address: None,
             security: config.worker_security(None, None, None)?,
             local_directory: local_directory.into(),
@@ -95,7 +98,7 @@ impl WorkerOptions {
             lifetime,
             nanny: None,
             services: Map::new(),
-            validate: config.bool("distributed.scheduler.validate")?,
+            validate: config.bool("distributed.worker.validate")?,
             config,
         })
     }

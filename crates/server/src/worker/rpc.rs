@@ -24,6 +24,7 @@ use super::shell::{Report, Shell, ShellHandle, ShutDown, Stimulus, stimulus_id};
 use super::status::Status;
 use super::store::{compact, outgoing};
 use super::{failure, transfer};
+use crate::logging::Logs;
 use crate::scheduler::gather::{self, GatherPlan, Step};
 
 /// Answers a request. What is not known here is the executor's; what is not
@@ -459,12 +460,17 @@ async fn finish_gather(
 }
 
 /// `get_logs`: the process's own log, newest first.
-fn logs(handle: &ShellHandle, mut args: Args) -> Value {
+fn logs(handle: &ShellHandle, args: Args) -> Value {
+    records(&handle.settings.logs, args)
+}
+
+/// Records of a log as `get_logs` gives them.
+pub(crate) fn records(logs: &Logs, mut args: Args) -> Value {
     let count = args.optional("n").as_u64();
     let count = count.and_then(|count| usize::try_from(count).ok());
     let start = args.optional("start").as_f64().unwrap_or(0.0);
     let timestamps = args.flag("timestamps", false);
-    let records = handle.settings.logs.records(start, count).into_iter();
+    let records = logs.records(start, count).into_iter();
     records
         .map(|record| {
             let mut entry = vec![Value::from(record.level), Value::from(record.line)];

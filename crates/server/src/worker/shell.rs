@@ -279,7 +279,7 @@ pub(super) fn now() -> f64 {
 }
 
 /// A reason of our own, with the time, as stock makes them.
-pub(super) fn stimulus_id(prefix: &str) -> StimulusId {
+pub(crate) fn stimulus_id(prefix: &str) -> StimulusId {
     format!("{prefix}-{}", now()).into()
 }
 

@@ -14,10 +14,14 @@ use oxidask_server::worker::{
 use oxidask_wire::pickle::{PickleArg, exception_pickle, plain_pickle, read_plain};
 use oxidask_wire::{Key, Map, Serialized, Str, Value, map};
 use oxidask_worker::task::{TaskFailure, ValueType};
+use rustix::process::{Signal, getpid, kill_process};
 
 /// The module that the functions seem to come from: a task is recognised by this
 /// prefix and one of the names in [`Toy::run`].
 const PREFIX: &[u8] = b"shell_";
+
+/// By how much `shell_grow` makes the process larger.
+const GROW_NBYTES: usize = 400 << 20;
 
 /// A number that cannot be serialised.
 const LOCK: i64 = i64::MIN;
@@ -126,6 +130,14 @@ impl Toy {
             "hugelock" => large(LOCK, 1_000_000_000),
             "raise" => erred("ValueError", "on purpose"),
             "reschedule" => Outcome::Reschedule,
+            "exit" => std::process::exit(3),
+            "fault" => die(Signal::SEGV),
+            "killed" => die(Signal::KILL),
+            "grow" => {
+                // Written to, or it would only be promised.
+                std::mem::forget(vec![1_u8; GROW_NBYTES]);
+                return None;
+            }
             "hold" => {
                 self.state().held.insert(task.key.clone(), ());
                 self.changed.notify_waiters();
@@ -136,6 +148,15 @@ impl Toy {
                 ran: None,
             },
         })
+    }
+}
+
+/// Ends this process as a signal from outside would.
+fn die(signal: Signal) -> ! {
+    loop {
+        // The first one only ends Rust's own handler of the signal.
+        let _ = kill_process(getpid(), signal);
+        std::thread::yield_now();
     }
 }
 
