@@ -1,7 +1,7 @@
 """Dask's distributed engine in Rust.
 
-``oxidask scheduler`` takes the place of ``dask scheduler``; programs need no
-change. In a program of one's own::
+``oxidask scheduler`` and ``oxidask worker`` take the places of ``dask scheduler``
+and ``dask worker``; programs need no change. In a program of one's own::
 
     import oxidask
 
@@ -58,3 +58,10 @@ def _scheduler_main() -> int:
     from oxidask._oxidask import main as run
 
     return run(["oxidask", "scheduler", *sys.argv[1:]])
+
+
+def _worker_main() -> int:
+    """Run ``oxidask worker`` under the name ``dask-worker``."""
+    from oxidask._oxidask import main as run
+
+    return run(["oxidask", "worker", *sys.argv[1:]])

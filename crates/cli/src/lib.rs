@@ -11,6 +11,8 @@ mod limits;
 mod link;
 mod pages;
 mod scheduler;
+mod signals;
+mod worker;
 
 #[cfg(test)]
 mod tests;
@@ -27,8 +29,8 @@ use arguments::{Command, Oxidask};
 /// Runs the command line and returns the exit status: 0 for success, 1 for a
 /// failure, 2 for wrong usage.
 ///
-/// `arguments` begin with the program's name. Under the name `dask-scheduler`
-/// they are those of `oxidask scheduler`. `python` is the interpreter for the
+/// `arguments` begin with the program's name. Under the names `dask-scheduler` and
+/// `dask-worker` they are those of `oxidask scheduler` and `oxidask worker`. `python` is the interpreter for the
 /// graph helper unless `--python` names another. `executors` makes what runs the
 /// tasks of `oxidask worker`; without it there is no such command.
 #[must_use]
@@ -42,6 +44,7 @@ pub fn main(
         report(&message);
         return 2;
     }
+    let given = arguments.get(2..).unwrap_or_default().to_vec();
     let arguments = arguments::with_preload_argv(arguments, &Oxidask::command());
     let parsed = Oxidask::command()
         .try_get_matches_from(arguments)
@@ -56,15 +59,24 @@ pub fn main(
     };
     let result = match oxidask.command {
         Command::Scheduler(arguments) => scheduler::run(*arguments, python),
-        Command::Worker { .. } => {
-            // Nothing is done with them yet.
-            let _ = executors;
-            report(
-                "there is no `oxidask worker` yet\n\nhint: start stock workers with \
-                 `dask worker SCHEDULER_ADDRESS`; they work with `oxidask scheduler`",
-            );
-            return 2;
-        }
+        Command::Worker(arguments) => match executors {
+            Some(executors) => {
+                return worker::run(&arguments, &given, &python, executors).unwrap_or_else(
+                    |error| {
+                        report(&format!("{error:#}"));
+                        1
+                    },
+                );
+            }
+            None => {
+                report(
+                    "`oxidask worker` runs Python, and there is none in this program\n\nhint: \
+                     `pip install oxidask` in the environment of your programs, and run the \
+                     `oxidask worker` of that environment",
+                );
+                return 2;
+            }
+        },
     };
     match result {
         Ok(()) => 0,
@@ -75,15 +87,19 @@ pub fn main(
     }
 }
 
-/// Puts `scheduler` before the arguments of a program called `dask-scheduler`.
+/// Puts `scheduler` before the arguments of a program called `dask-scheduler`, and
+/// `worker` before those of `dask-worker`.
 fn with_subcommand(mut arguments: Vec<OsString>) -> Vec<OsString> {
-    let is_scheduler = arguments
+    let program = arguments
         .first()
-        .and_then(|program| Path::new(program).file_stem())
-        .is_some_and(|name| name == "dask-scheduler");
-    let has_subcommand = arguments.get(1).is_some_and(|first| first == "scheduler");
-    if is_scheduler && !has_subcommand {
-        arguments.insert(1, "scheduler".into());
+        .and_then(|program| Path::new(program).file_stem());
+    let command = match program.and_then(|name| name.to_str()) {
+        Some("dask-scheduler") => "scheduler",
+        Some("dask-worker") => "worker",
+        Some(_) | None => return arguments,
+    };
+    if arguments.get(1).is_none_or(|first| first != command) {
+        arguments.insert(1, command.into());
     }
     arguments
 }

@@ -12,13 +12,13 @@ use oxidask_server::options::{
     DashboardOptions, ListenOptions, PythonCommand, SchedulerOptions, TlsSource,
 };
 use oxidask_server::scheduler::{self, Handle};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::arguments::SchedulerArguments;
 use crate::files::PublishedFile;
 use crate::pages::Pages;
+use crate::signals::Signals;
 use crate::{json, limits, link};
 
 /// Target, that is logger, of everything that stock's scheduler logs.
@@ -264,12 +264,12 @@ pub(crate) fn options(
     })
 }
 
-fn non_empty(text: Option<String>) -> Option<String> {
+pub(crate) fn non_empty(text: Option<String>) -> Option<String> {
     text.filter(|text| !text.is_empty())
 }
 
 /// A PEM file that must be there, as an absolute path.
-fn pem(option: &str, path: Option<PathBuf>) -> anyhow::Result<Option<TlsSource>> {
+pub(crate) fn pem(option: &str, path: Option<PathBuf>) -> anyhow::Result<Option<TlsSource>> {
     path.map(|path| {
         path.canonicalize()
             .map(TlsSource::File)
@@ -278,7 +278,7 @@ fn pem(option: &str, path: Option<PathBuf>) -> anyhow::Result<Option<TlsSource>>
     .transpose()
 }
 
-fn publish(path: &Path, content: &[u8]) -> anyhow::Result<PublishedFile> {
+pub(crate) fn publish(path: &Path, content: &[u8]) -> anyhow::Result<PublishedFile> {
     PublishedFile::write(path, content)
         .map_err(|error| anyhow!("cannot write `{}`: {error}", path.display()))
 }
@@ -292,38 +292,4 @@ fn deprecated_options(arguments: &SchedulerArguments) -> Vec<&'static str> {
         given.push("use_xheaders");
     }
     given
-}
-
-/// The signals that close a scheduler.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-struct Received {
-    name: &'static str,
-    number: i32,
-}
-
-impl Signals {
-    fn new() -> anyhow::Result<Self> {
-        let listen = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Self {
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
-        })
-    }
-
-    async fn next(&mut self) -> Received {
-        tokio::select! {
-            _ = self.interrupt.recv() => Received {
-                name: "SIGINT",
-                number: SignalKind::interrupt().as_raw_value(),
-            },
-            _ = self.terminate.recv() => Received {
-                name: "SIGTERM",
-                number: SignalKind::terminate().as_raw_value(),
-            },
-        }
-    }
 }

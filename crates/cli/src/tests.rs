@@ -12,7 +12,7 @@ fn arguments(line: &str) -> Vec<OsString> {
 fn parse(line: &str) -> Result<SchedulerArguments, clap::Error> {
     match Oxidask::try_parse_from(arguments(line))?.command {
         Command::Scheduler(arguments) => Ok(*arguments),
-        Command::Worker { .. } => panic!("{line} is no scheduler"),
+        Command::Worker(_) => panic!("{line} is no scheduler"),
     }
 }
 
@@ -77,7 +77,7 @@ fn options_of_preloads_are_left_to_them() {
                 arguments.preload_argv.join(" "),
                 arguments.port,
             )),
-            Command::Worker { .. } => unreachable!("the line is of a scheduler"),
+            Command::Worker(_) => unreachable!("the line is of a scheduler"),
         }
     };
     let parsed = |line: &str| parse(line).map_err(|error: clap::Error| error.kind());
@@ -120,14 +120,59 @@ fn the_version_is_ours() {
 }
 
 #[test]
-fn workers_are_refused_with_a_remedy() {
-    let python = PythonCommand::new("python3");
+fn every_option_of_dask_worker_is_there() {
+    let line = "oxidask worker tcp://a:1 --tls-ca-file a --tls-cert b --tls-key c --worker-port 1:2 \
+                --nanny-port 3 --dashboard-address :0 --dashboard --no-dashboard \
+                --listen-address a --contact-address b --host h --interface lo --protocol tcp \
+                --nthreads 2 --nworkers -1 --name -n --memory-limit 1GB --no-nanny --nanny \
+                --pid-file p --local-directory d --resources A=1 --scheduler-file f \
+                --death-timeout 1 --dashboard-prefix x --lifetime 1 --lifetime-stagger 1 \
+                --no-lifetime-restart --lifetime-restart --worker-class x --preload a \
+                --preload-nanny b --scheduler-sni s";
+    match Oxidask::try_parse_from(arguments(line)).unwrap().command {
+        Command::Worker(parsed) => {
+            assert!(parsed.nanny && !parsed.no_nanny, "the last one counts");
+            assert!(parsed.lifetime_restart && !parsed.no_lifetime_restart);
+            assert_eq!(parsed.nworkers.as_deref(), Some("-1"));
+            assert_eq!(parsed.name.as_deref(), Some("-n"));
+        }
+        Command::Scheduler(_) => panic!("{line} is no worker"),
+    }
+}
+
+#[test]
+fn the_old_name_is_the_worker() {
+    let line = with_subcommand(arguments("/usr/bin/dask-worker tcp://a:1"));
+    assert_eq!(line[1], "worker");
+    let line = with_subcommand(arguments("dask-worker worker tcp://a:1"));
+    assert_eq!(line.len(), 3);
+}
+
+#[test]
+fn options_of_a_workers_preloads_are_left_to_them() {
+    let parsed = |line: &str| {
+        let command = Oxidask::command();
+        let arguments = with_preload_argv(arguments(line), &command);
+        let matches = command.try_get_matches_from(arguments).unwrap();
+        match Oxidask::from_arg_matches(&matches).unwrap().command {
+            Command::Worker(arguments) => (arguments.scheduler, arguments.preload_argv.join(" ")),
+            Command::Scheduler(_) => panic!("{line} is no worker"),
+        }
+    };
+    let address = Some("tcp://a:1".to_owned());
     assert_eq!(
-        main(
-            arguments("oxidask worker tcp://127.0.0.1:8786 --nthreads 1"),
-            python,
-            None
-        ),
-        2
+        parsed("oxidask worker tcp://a:1 --preload m --own 1 --nthreads 2 word"),
+        (address, "--own 1 word".to_owned())
     );
+    assert_eq!(
+        parsed("oxidask worker --scheduler-file f --preload m --own 1"),
+        (None, "--own 1".to_owned())
+    );
+}
+
+#[test]
+fn without_python_workers_are_refused_with_a_remedy() {
+    let python = PythonCommand::new("python3");
+    let line = "oxidask worker tcp://127.0.0.1:8786 --nthreads 1";
+    assert_eq!(main(arguments(line), python, None), 2);
 }
