@@ -355,7 +355,9 @@ async fn join(shell: &ShellHandle, comm: &Options) -> Result<Registration, Start
     let introduction =
         introduction.map_err(|failure| StartError::Executor(failure.exception_text.to_string()))?;
     let wants_transitions = introduction.wants_transitions;
-    let prepared = shell.call(move |shell| shell.wants_transitions = wants_transitions);
+    let prepared = shell.call(move |shell| {
+        shell.core.set_notifies_transitions(wants_transitions);
+    });
     prepared.await.map_err(|_| StartError::Closed)?;
     let registration = registration::register(shell, comm, &introduction).await?;
     let added = registration.plugins.iter().map(|(name, plugin)| {

@@ -189,6 +189,11 @@ impl WorkerState {
         }
     }
 
+    /// Says about transitions from now on, or not any more.
+    pub fn set_notifies_transitions(&mut self, notifies: bool) {
+        self.config.notifies_transitions = notifies;
+    }
+
     /// Changes the total of some resources. `Worker.set_resources` in distributed.
     pub fn set_resources(&mut self, resources: &[(Arc<str>, f64)]) {
         for (name, total) in resources {

@@ -75,7 +75,8 @@ pub trait Executor: Send + Sync + 'static {
     /// Collects garbage at the next occasion, for memory is short: `gc.collect`.
     fn collect_garbage(&self) {}
 
-    /// A task went from one state to another; only if [`Introduction::wants_transitions`].
+    /// A task went from one state to another; only if [`Introduction::wants_transitions`],
+    /// or since [`WorkerHandle::set_wants_transitions`].
     fn transition(&self, key: &Key, start: State, finish: State) {
         let _ = (key, start, finish);
     }

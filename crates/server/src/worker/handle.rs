@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use oxidask_comm::Address;
 use oxidask_wire::{Key, Map, Str, Value};
+use oxidask_worker::Event;
 
 use super::executor::{Datum, Input, Outcome};
+use super::rpc;
 use super::settings::Settings;
-use super::shell::{Report, ShellHandle};
+use super::shell::{Closing, Report, ShellHandle, Stimulus, insertion, stimulus_id};
+use super::status::Status;
 
 /// A running worker, as its executor sees it. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -46,9 +49,101 @@ impl WorkerHandle {
         self.shell.report(Report::LogEvent { topic, message });
     }
 
+    /// Sends a message of an executor's own on the stream to the scheduler.
+    /// `Worker.batched_send` in distributed.
+    pub fn send(&self, message: Map) {
+        self.shell.report(Report::Message(message));
+    }
+
     /// Begins the shutdown.
     pub fn close(&self, reason: &str) {
         self.shell.close(reason, true);
+    }
+
+    /// Begins the shutdown. `nanny`: it shall not start another worker;
+    /// `executor_wait`: running tasks may end.
+    pub fn close_as(&self, reason: &str, nanny: bool, executor_wait: bool) {
+        self.shell.close_as(Closing {
+            reason: reason.into(),
+            nanny,
+            executor_wait,
+        });
+    }
+
+    /// Lets the scheduler move the data away, then begins the shutdown; the nanny
+    /// starts another worker if `restart`. `Worker.close_gracefully` in distributed.
+    pub async fn close_gracefully(&self, restart: bool, reason: &str) {
+        self.shell.close_gracefully(restart, reason).await;
+    }
+
+    /// In which part of its life the worker is.
+    pub async fn status(&self) -> Status {
+        let status = self.shell.call(|shell| shell.status).await;
+        status.unwrap_or(Status::Closed)
+    }
+
+    /// Takes a status and tells the scheduler.
+    pub async fn set_status(&self, status: Status) {
+        // Without a shell there is nobody to tell.
+        let _ = self.shell.call(move |shell| shell.set_status(status)).await;
+    }
+
+    /// Calls [`Executor::transition`](super::Executor::transition) from now on, or not
+    /// any more.
+    pub async fn set_wants_transitions(&self, wants: bool) {
+        let set = self
+            .shell
+            .call(move |shell| shell.core.set_notifies_transitions(wants));
+        // Without a shell there are no transitions.
+        let _ = set.await;
+    }
+
+    /// Keeps values that a task gives. `Worker.update_data` in distributed.
+    pub async fn update_data(&self, data: Vec<(Key, Arc<Datum>)>) {
+        let event = Event::UpdateData {
+            data: data
+                .iter()
+                .map(|(key, datum)| (key.clone(), insertion(datum)))
+                .collect(),
+        };
+        let mut stimulus = Stimulus::new(stimulus_id("update-data"), event);
+        stimulus.values.extend(data);
+        // The caller may use them as soon as this returns.
+        let _ = self.shell.call(move |shell| shell.stimulus(stimulus)).await;
+    }
+
+    /// What is known of a task, for people.
+    pub async fn task(&self, key: Key) -> Option<Map> {
+        let task = self.shell.call(move |shell| {
+            let ts = shell.core.find_task(&key)?;
+            Some(rpc::task(shell, ts))
+        });
+        task.await.ok()?
+    }
+
+    /// Keys of all tasks.
+    pub async fn task_keys(&self) -> Vec<Key> {
+        let keys = self.shell.call(|shell| {
+            let keys = shell.core.tasks().map(|(_, ts)| ts.key.clone());
+            keys.collect()
+        });
+        keys.await.unwrap_or_default()
+    }
+
+    /// Numbers of tasks by state. `WorkerState.task_counter` in distributed.
+    pub async fn task_counts(&self) -> Vec<(&'static str, usize)> {
+        let counts = self.shell.call(|shell| {
+            let mut counts: Vec<(&'static str, usize)> = Vec::new();
+            for (_, ts) in shell.core.tasks() {
+                let state = ts.state.name();
+                match counts.iter_mut().find(|(name, _)| *name == state) {
+                    Some((_, count)) => *count += 1,
+                    None => counts.push((state, 1)),
+                }
+            }
+            counts
+        });
+        counts.await.unwrap_or_default()
     }
 
     /// A value or actor that is here; what was spilled is read.

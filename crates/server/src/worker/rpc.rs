@@ -578,7 +578,8 @@ async fn dump_state(handle: &ShellHandle, mut args: Args) -> Answer {
     Ok(Value::Map(state))
 }
 
-fn task(shell: &Shell, ts: &TaskState) -> Map {
+/// What is known of a task, for people.
+pub(super) fn task(shell: &Shell, ts: &TaskState) -> Map {
     let dependencies = shell.core.dependencies(ts);
     map! {
         "key" => &ts.key,

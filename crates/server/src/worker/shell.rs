@@ -93,6 +93,8 @@ pub(super) enum Report {
     Digest { name: Value, amount: f64 },
     /// Publish an event.
     LogEvent { topic: Value, message: Value },
+    /// Send this to the scheduler.
+    Message(Map),
     /// An answer to `get_data` is out, or its connection broke.
     Sent { nbytes: i64, seconds: f64 },
     /// The process was looked at.
@@ -242,8 +244,6 @@ pub(super) struct Shell {
     pub(super) store: Store,
     pub(super) metrics: Metrics,
     pub(super) status: Status,
-    /// Calls the executor's `transition`.
-    pub(super) wants_transitions: bool,
     /// To the scheduler, once registered.
     pub(super) stream: Option<BatchedSender>,
     /// Tasks at the executor.
@@ -308,7 +308,6 @@ impl Shell {
             store,
             metrics: Metrics::new(monitor),
             status: Status::Init,
-            wants_transitions: false,
             stream: None,
             running: HashMap::new(),
             transfers: JoinSet::new(),
@@ -341,6 +340,11 @@ impl Shell {
             tokio::select! {
                 _ = receiver.recv_many(&mut inputs, INPUTS_PER_TURN) => {
                     begun = Instant::now();
+                    // What the executor told before it asked, and before it was
+                    // torn down, comes first.
+                    while let Ok(report) = reports_receiver.try_recv() {
+                        self.report(report);
+                    }
                     for input in inputs.drain(..) {
                         self.input(input);
                     }
@@ -423,6 +427,13 @@ impl Shell {
             }
             Report::Digest { name, amount } => self.metrics.digest(&name, amount),
             Report::LogEvent { topic, message } => self.log_event(&topic, &message),
+            Report::Message(message) => {
+                // One that cannot be sent is lost, as every other.
+                if let Some(stream) = &self.stream {
+                    let message = Value::Map(message);
+                    let _ = stream.send_with(|batch| batch.push(&message));
+                }
+            }
             Report::Sent { nbytes, seconds } => {
                 self.metrics.transfer_outgoing_bytes -= nbytes;
                 self.metrics.transfer_outgoing_count -= 1;
