@@ -3,6 +3,7 @@
 //! ```text
 //!  oxidask, python -m oxidask ──► main ──► oxidask_cli::main
 //!  tests of the order         ──► order_indices
+//!  oxidask worker             ──► worker::Factory ──► oxidask._worker
 //! ```
 
 use std::ffi::OsString;
@@ -13,6 +14,7 @@ use oxidask_server::options::PythonCommand;
 use pyo3::prelude::*;
 
 mod order;
+mod worker;
 
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
@@ -24,6 +26,8 @@ mod _oxidask {
     use super::main;
     #[pymodule_export]
     use super::order::order_indices;
+    #[pymodule_export]
+    use super::worker::{Inbox, Link, Queue, Request, Task, ValueType, held_counts, run_worker};
 }
 
 /// Runs the command line `argv`, which begins with the program's name, and
@@ -47,5 +51,5 @@ fn main(py: Python<'_>, argv: Vec<OsString>) -> PyResult<i32> {
         "signal",
         (signal.getattr("SIGINT")?, signal.getattr("SIG_DFL")?),
     )?;
-    Ok(py.detach(|| oxidask_cli::main(argv, python, None)))
+    Ok(py.detach(|| oxidask_cli::main(argv, python, Some(&worker::Factory))))
 }
