@@ -1,4 +1,4 @@
-"""A cluster on this machine: our scheduler, stock workers."""
+"""A cluster on this machine: our scheduler, and stock workers or ours."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import distributed
 from distributed.utils import Log, Logs
 
 from oxidask._scheduler_process import SchedulerProcess
+from oxidask._worker_process import WorkerProcess
 
 __all__ = ["LocalCluster"]
 
 
 class LocalCluster(distributed.LocalCluster):
-    """Start the Oxidask scheduler and stock Dask workers on this machine.
+    """Start the Oxidask scheduler and workers on this machine.
+
+    The workers are stock's unless ``worker_class="oxidask"`` asks for ours.
 
     The scheduler is a process of its own, which ends with this one. Arguments,
     methods and representation are those of :class:`distributed.LocalCluster`,
@@ -67,8 +70,9 @@ class LocalCluster(distributed.LocalCluster):
         Operations that the scheduler refuses.
     interface : str, optional
         Network interface to listen on.
-    worker_class : type, optional
-        Class of the workers: ``Nanny``, ``Worker`` or a class derived from them.
+    worker_class : type or str, optional
+        Class of the workers: ``Nanny``, ``Worker`` or a class derived from them; or
+        ``"oxidask"`` for ``oxidask worker``, always in processes of their own.
     scheduler_kwargs : dict, optional
         More arguments for the scheduler.
     scheduler_sync_interval : float or str
@@ -110,7 +114,7 @@ class LocalCluster(distributed.LocalCluster):
         protocol: str | None = None,
         blocked_handlers: Sequence[str] | None = None,
         interface: str | None = None,
-        worker_class: type | None = None,
+        worker_class: type | str | None = None,
         scheduler_kwargs: Mapping[str, Any] | None = None,
         scheduler_sync_interval: float | str = 1,
         **worker_kwargs: Any,
@@ -120,6 +124,17 @@ class LocalCluster(distributed.LocalCluster):
                 "protocol `inproc://` cannot reach the scheduler, which is a process "
                 "of its own; leave it out or use `tcp://`"
             )
+        if isinstance(worker_class, str):
+            if worker_class != "oxidask":
+                raise ValueError(
+                    f"worker_class must be a class or 'oxidask', not {worker_class!r}"
+                )
+            if processes is False:
+                raise ValueError(
+                    "worker_class='oxidask' starts processes; leave out processes=False"
+                )
+            worker_class = WorkerProcess
+            processes = True
         if protocol is None:
             protocol = _default_protocol(host if ip is None else ip, security)
         self._silence_logs = silence_logs
