@@ -37,7 +37,7 @@ pub enum Event {
         metrics: Value,
         /// Seconds each task has been executing.
         executing: Vec<(Key, f64)>,
-        /// For the scheduler's extensions; not read by the core.
+        /// For the scheduler's extensions: `{"spans": {(context, span id, …): amount}, …}`.
         extensions: Value,
     },
     /// A worker runs, pauses or closes.

@@ -47,8 +47,10 @@ pub struct Graph {
     pub submitting_task: Option<Key>,
     /// The P2P barriers of the graph: task index and shuffle id.
     pub barriers: Vec<(u32, Arc<str>)>,
-    /// Opaque `code` of the message, kept with the computation.
+    /// Opaque `code` of the message, kept with the computation and the span.
     pub code: Value,
+    /// Opaque `span_metadata` of the message, kept with the span.
+    pub span_metadata: Value,
     /// Why this happens.
     pub stimulus_id: StimulusId,
     /// When the message arrived, in seconds since the epoch.

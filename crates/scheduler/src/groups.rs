@@ -9,6 +9,7 @@ use oxidask_wire::Key;
 
 use crate::group::{TaskGroup, TaskPrefix, add_to};
 use crate::id::{GroupId, PrefixId};
+use crate::spans::Spans;
 use crate::task::State;
 
 /// Every group and prefix.
@@ -22,6 +23,8 @@ pub(crate) struct Groups {
     default_durations: Vec<(Arc<str>, f64)>,
     /// The group asked for last: neighbours usually share one.
     last: Option<GroupId>,
+    /// What the groups are part of.
+    pub(crate) spans: Spans,
 }
 
 impl Groups {
@@ -32,9 +35,16 @@ impl Groups {
         }
     }
 
-    /// Forgets everything, also what was learned about durations.
+    /// Forgets everything, also what was learned about durations; spans remain.
     pub(crate) fn clear(&mut self) {
+        let mut spans = std::mem::take(&mut self.spans);
+        for (id, group) in self.iter() {
+            if let Some(span_id) = &group.span_id {
+                spans.forget_group(span_id, id, group);
+            }
+        }
         *self = Self::new(std::mem::take(&mut self.default_durations));
+        self.spans = spans;
     }
 
     pub(crate) fn find(&self, name: &str) -> Option<GroupId> {
@@ -169,9 +179,14 @@ impl Groups {
     /// Removes a group all of whose tasks are forgotten. Its size stays known
     /// to groups that depend on it, as stock keeps the object alive.
     pub(crate) fn remove_if_forgotten(&mut self, id: GroupId) {
-        let group = &mut self[id];
+        let Some(group) = &mut self.groups[id.0 as usize] else {
+            return;
+        };
         if group.removed || !group.is_forgotten() {
             return;
+        }
+        if let Some(span_id) = &group.span_id {
+            self.spans.forget_group(span_id, id, group);
         }
         group.removed = true;
         let name = group.name.clone();

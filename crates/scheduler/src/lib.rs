@@ -20,6 +20,7 @@ mod clients;
 pub mod group;
 mod groups;
 pub mod sets;
+pub mod spans;
 pub mod task;
 mod tasks;
 pub mod worker;

@@ -18,6 +18,7 @@ use crate::graph::{Actors, Graph, Number, RunSpec, TaskFlags};
 use crate::id::{ClientId, GroupId, TaskId};
 use crate::instruction::{Instructions, Level, ToClient};
 use crate::scheduler::{Cx, Scheduler};
+use crate::spans::Observer;
 use crate::task::{Priority, Rank, State};
 use crate::tasks::KeyHash;
 
@@ -65,6 +66,7 @@ pub(crate) struct Intake {
     bundles: Vec<u32>,
     generation: Number,
     global: Annotations,
+    observer: Observer,
 }
 
 impl Intake {
@@ -88,6 +90,7 @@ impl Intake {
             bundles: Vec::new(),
             generation: Number::Int(0),
             global: Annotations::default(),
+            observer: Observer::default(),
             graph,
         }
     }
@@ -236,6 +239,7 @@ impl Scheduler {
         for &at in &intake.touched {
             if let Some((task, _)) = intake.tasks[at as usize] {
                 self.inherit_failure(task);
+                self.observe_task(&mut intake.observer, task, now);
             }
         }
         self.transitions(cx);
@@ -378,14 +382,17 @@ impl Scheduler {
         );
     }
 
-    /// What is decided once per graph: its generation and its bundles.
+    /// What is decided once per graph: its generation, its bundles, what its spans are told.
     fn begin_merge(&mut self, intake: &mut Intake) {
         intake.bundles = std::mem::take(&mut intake.graph.bundles)
             .into_iter()
             .map(|blob| self.bundles.insert(blob))
             .collect();
         intake.generation = self.next_generation(&intake.graph);
-        self.note_computation(&mut intake.graph);
+        self.note_computation(&intake.graph);
+        let code = std::mem::take(&mut intake.graph.code);
+        let metadata = std::mem::take(&mut intake.graph.span_metadata);
+        intake.observer = Observer::new(code, metadata);
     }
 
     fn drop_unused_bundles(&mut self, intake: &Intake) {
@@ -535,8 +542,8 @@ impl Scheduler {
     }
 
     /// Source code of the submissions of one computation, for diagnostics.
-    fn note_computation(&mut self, graph: &mut Graph) {
-        let code = std::mem::take(&mut graph.code);
+    fn note_computation(&mut self, graph: &Graph) {
+        let code = graph.code.clone();
         let is_idle = self.is_idle();
         match self.computations.back_mut() {
             Some(computation) if !is_idle => {

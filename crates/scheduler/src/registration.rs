@@ -39,6 +39,8 @@ impl Scheduler {
             .map_or_else(|_| format!("{:?}", new.name), |name| name.python_str());
         let is_running = new.status == Status::Running;
         let worker = self.workers.insert(WorkerState::new(new, now));
+        let total_nthreads = self.workers.total_nthreads;
+        self.groups.spans.note_nthreads(now, total_nthreads);
         self.workers_added_total += 1;
         if is_running {
             self.refresh_no_workers_since(now);

@@ -40,6 +40,8 @@ impl Scheduler {
         }
         self.workers.remove(worker);
         self.workers_removed_total += 1;
+        let total_nthreads = self.workers.total_nthreads;
+        self.groups.spans.note_nthreads(cx.now, total_nthreads);
 
         let processing: Vec<TaskId> = self.workers[worker].processing.iter().collect();
         let processing_keys = self.keys_of(&processing);

@@ -231,9 +231,13 @@ impl Scheduler {
                 worker_now,
                 metrics,
                 executing,
-                extensions: _,
+                extensions,
             } => {
                 self.heartbeat(now, worker, worker_now, metrics, Some(executing));
+                let spans = extensions.as_map().and_then(|map| map.get("spans"));
+                if let Some(metrics) = spans.and_then(oxidask_wire::Value::as_map) {
+                    self.groups.spans.heartbeat(metrics);
+                }
             }
             Event::WorkerStatusChange {
                 worker,

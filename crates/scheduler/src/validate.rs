@@ -48,6 +48,7 @@ impl Scheduler {
         self.validate_worker_sets();
         self.validate_clients();
         self.validate_groups();
+        self.groups.validate_spans();
         self.validate_prefixes();
         self.validate_bundles();
         for task in &self.replicated {

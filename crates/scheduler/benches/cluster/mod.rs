@@ -70,6 +70,7 @@ pub(crate) fn graph(
         submitting_task: None,
         barriers: Vec::new(),
         code: Value::Nil,
+        span_metadata: Value::Nil,
         stimulus_id: "update-graph".into(),
         start: NOW,
         keys,

@@ -108,6 +108,9 @@ impl Scheduler {
                         .or_else(|| value.as_bool().map(i64::from))
                         .ok_or_else(assertion_error)?;
                 }
+                Some("span") => {
+                    crate::spans::Label::read(value).map_err(|text| type_error(&text))?;
+                }
                 // Priorities are read when they are set; the rest means nothing here.
                 Some(_) | None => {}
             }

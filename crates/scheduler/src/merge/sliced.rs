@@ -336,6 +336,7 @@ impl Scheduler {
             self.set_priority(&pending.intake, at);
             if let Some((task, _)) = pending.intake.tasks[at as usize] {
                 self.tasks[task].pins += 1;
+                self.observe_task(&mut pending.intake.observer, task, cx.now);
             }
             pending.pinned = place + 1;
         }

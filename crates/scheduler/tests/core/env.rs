@@ -423,7 +423,7 @@ impl Env {
     }
 
     /// `submit CLIENT WANTED… : a ; b <- a ; … | option=value …`
-    fn graph(&mut self, text: &str) -> Graph {
+    pub(crate) fn graph(&mut self, text: &str) -> Graph {
         let (head, tail) = text.split_once(':').expect("a colon after what is wanted");
         let (tasks, options) = tail.split_once('|').unwrap_or((tail, ""));
         let mut head = head.split_whitespace().skip(1);
@@ -464,6 +464,7 @@ impl Env {
                     resources.push("gpu", value.parse::<f64>().expect("an amount"));
                     global.push("resources", Value::Map(resources));
                 }
+                "span" => global.push("span", span(value)),
                 "loose" => global.push("allow_other_workers", true),
                 "resources" => global.push("resources", value),
                 "retries" | "priority" => {
@@ -669,9 +670,22 @@ pub(crate) fn graph(
         submitting_task: None,
         barriers: Vec::new(),
         code: Value::Nil,
+        span_metadata: Value::Nil,
         stimulus_id,
         start: now,
     }
+}
+
+/// The annotation of `outer/inner`: each level's id is the path to it.
+pub(crate) fn span(path: &str) -> Value {
+    let ends = path.match_indices('/').map(|(end, _)| end);
+    let ids = ends
+        .chain([path.len()])
+        .map(|end| Value::from(&path[..end]));
+    let mut annotation = Map::new();
+    annotation.push("name", path.split('/').map(Value::from).collect::<Value>());
+    annotation.push("ids", ids.collect::<Value>());
+    Value::Map(annotation)
 }
 
 pub(crate) fn pickle(text: &str) -> RunSpec {
@@ -686,7 +700,7 @@ pub(crate) fn startstops(now: f64, took: f64) -> Value {
     Value::Array(vec![Value::Map(map)])
 }
 
-fn metrics() -> Value {
+pub(crate) fn metrics() -> Value {
     let mut spilled = Map::new();
     spilled.push("memory", 0i64);
     spilled.push("disk", 0i64);

@@ -16,5 +16,6 @@ mod placement;
 mod random;
 mod recorded;
 mod slices;
+mod spans;
 mod stealing;
 mod workers;

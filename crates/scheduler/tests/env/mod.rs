@@ -305,6 +305,7 @@ impl Env {
             submitting_task: None,
             barriers: barriers.collect(),
             code: Value::Nil,
+            span_metadata: Value::Nil,
             stimulus_id: "update-graph".into(),
             start: self.now,
         };

@@ -37,6 +37,8 @@ pub struct Update {
     pub actors: Actors,
     /// `code`, opaque.
     pub code: Value,
+    /// `span_metadata`, opaque.
+    pub span_metadata: Value,
     /// `annotations`: a pickled map.
     pub annotations: Value,
     /// `user_priority`.
@@ -232,6 +234,7 @@ fn prepare(mut answer: Map, update: Update) -> Result<Prepared, Error> {
         submitting_task: update.submitting_task,
         barriers,
         code: update.code,
+        span_metadata: update.span_metadata,
         stimulus_id: update.stimulus_id,
         start: update.start,
     };

@@ -359,6 +359,17 @@ fn stimulus(prefix: &str) -> StimulusId {
     format!("{prefix}-{}", now()).into()
 }
 
+/// `code`, unless it is empty, as it is by default.
+fn code(code: &Value) -> Value {
+    /// The pickle of `()`.
+    const EMPTY: &[u8] = b"\x80\x05).";
+    let pickle = code.as_pickled().and_then(|code| code.pickle().ok());
+    if pickle.is_some_and(|pickle| pickle == EMPTY) {
+        return Value::Nil;
+    }
+    code.detached()
+}
+
 /// Checks the parts of `update-graph` that are not left to the helper.
 fn graph_update(
     client: ClientId,
@@ -405,7 +416,8 @@ fn graph_update(
         submitting_task: update.submitting_task,
         fifo_timeout,
         actors,
-        code: update.code.detached(),
+        code: code(&update.code),
+        span_metadata: update.span_metadata.detached(),
         annotations: update.annotations,
         user_priority,
         stimulus_id,
