@@ -404,6 +404,7 @@ impl Scheduler {
         self.transitions(cx);
 
         self.erred_tasks.clear();
+        self.computations.clear();
         self.groups.clear();
         self.busy_prefixes.clear();
         self.tell_all_clients(cx.out, || ToClient::Restart);
