@@ -288,6 +288,11 @@ impl Mirror {
         }
         let tasks = core.tasks.touched.as_mut().map(|touched| touched.take());
         let mut tasks = tasks.unwrap_or_default();
+        // First those that are gone: with the last of them goes their group, which
+        // is another one if tasks of the same name have come.
+        for &slot in &tasks {
+            self.tell_gone(core, slot);
+        }
         tasks.retain(|&slot| self.tell_birth(core, slot));
         for &slot in &tasks {
             self.tell_dependencies(core, slot);
@@ -400,13 +405,11 @@ impl Mirror {
         value(log, &client.versions);
     }
 
-    /// Tells which task is in a slot now; false if there is none.
-    fn tell_birth(&mut self, core: &Scheduler, slot: u32) -> bool {
-        let at = slot as usize;
-        if at >= self.tasks.len() {
-            self.tasks.resize(at + 1, ToldTask::default());
-        }
-        let told = &mut self.tasks[at];
+    /// Tells that the task of which the mirror knows in a slot is gone, if it is.
+    fn tell_gone(&mut self, core: &Scheduler, slot: u32) {
+        let Some(told) = self.tasks.get_mut(slot as usize) else {
+            return;
+        };
         let ts = core.tasks.get(TaskId(slot));
         if told.birth != 0 && ts.is_none_or(|ts| ts.birth != told.birth) {
             *told = ToldTask::default();
@@ -414,7 +417,16 @@ impl Mirror {
             self.log.uint(entry::TASK_GONE);
             self.log.uint(u64::from(slot));
         }
-        let Some(ts) = ts else {
+    }
+
+    /// Tells which task is in a slot now; false if there is none.
+    fn tell_birth(&mut self, core: &Scheduler, slot: u32) -> bool {
+        let at = slot as usize;
+        if at >= self.tasks.len() {
+            self.tasks.resize(at + 1, ToldTask::default());
+        }
+        let told = &mut self.tasks[at];
+        let Some(ts) = core.tasks.get(TaskId(slot)) else {
             return false;
         };
         if told.birth == 0 {

@@ -298,7 +298,18 @@ fn hooks_keep_their_place_among_transitions() {
     mirror.apply(env.scheduler.mirror_take());
     env.scheduler.mirror_graph(map! { "client" => "c" }.into());
     env.command("submit c x: x");
-    let log = Bytes::from(env.scheduler.mirror_take());
+    let codes = codes(env.scheduler.mirror_take());
+    let first = |code: i64| codes.iter().position(|other| *other == code).unwrap();
+    assert!(
+        first(7) < first(20),
+        "the graph's tasks are there: {codes:?}"
+    );
+    assert!(first(20) < first(11), "none has moved on yet: {codes:?}");
+}
+
+/// What each entry is about.
+fn codes(log: Vec<u8>) -> Vec<i64> {
+    let log = Bytes::from(log);
     let mut reader = Reader::new(&log, "log");
     let mut codes = Vec::new();
     while reader.remaining() > 0 {
@@ -306,12 +317,27 @@ fn hooks_keep_their_place_among_transitions() {
         let entry = Decoder::new(&frames).value(&mut reader).unwrap();
         codes.push(integer(&entry.as_array().unwrap()[0]));
     }
-    let first = |code: i64| codes.iter().position(|other| *other == code).unwrap();
-    assert!(
-        first(7) < first(20),
-        "the graph's tasks are there: {codes:?}"
-    );
-    assert!(first(20) < first(11), "none has moved on yet: {codes:?}");
+    codes
+}
+
+#[test]
+fn tasks_that_are_gone_are_told_before_those_that_took_their_place() {
+    let mut env = Env::new(Config::default());
+    for command in ["worker alice", "client c", "submit c x-1 x-2: x-1; x-2"] {
+        env.command(command);
+    }
+    env.scheduler.mirror_start();
+    env.scheduler.mirror_changes();
+    env.scheduler.mirror_take();
+    env.command("release c x-1 x-2");
+    env.command("submit c x-3 x-4: x-3; x-4");
+    env.scheduler.mirror_changes();
+    let codes = codes(env.scheduler.mirror_take());
+    let births_and_ends: Vec<_> = codes
+        .into_iter()
+        .filter(|code| [7, 9].contains(code))
+        .collect();
+    assert_eq!(births_and_ends, [9, 9, 7, 7]);
 }
 
 #[test]
