@@ -23,7 +23,13 @@ import socket
 import struct
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from typing import Any
 
 import dask
@@ -38,10 +44,11 @@ from distributed.comm.core import CommClosedError
 from distributed.core import Status, _expects_comm, error_message
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.metrics import time
+from distributed.protocol import pickle
 from distributed.protocol.core import dumps, loads
 from distributed.protocol.serialize import msgpack_decode_default
 from distributed.security import Security
-from distributed.utils import import_term
+from distributed.utils import import_term, recursive_to_dict
 from distributed.worker import run
 
 __all__ = ["main"]
@@ -68,6 +75,9 @@ _EVENT_HOOKS = (
 #: Entries applied between two signs of life: a look at millions of tasks takes
 #: minutes, and is no reason to replace the host.
 _ENTRY_COUNT_SIGN = 50_000
+
+#: Tasks turned into plain data between two signs of life, for the same reason.
+_TASK_COUNT_SIGN = 5_000
 
 _ACTOR, _LOOSE, _LOST, _RUN_SPEC, _QUEUEABLE = 1, 2, 4, 8, 16
 
@@ -162,8 +172,6 @@ _ABSENT = {
     "subscribe_topic": "use a plug-in with `log_event`",
     "unsubscribe_topic": "use a plug-in with `log_event`",
     "performance_report": "",
-    "dump_cluster_state_to_url": "",
-    "get_cluster_state": "",
     "benchmark_hardware": "",
     "get_worker_monitor_info": "",
 }
@@ -202,6 +210,10 @@ def _unpacker(data: Any = None) -> msgpack.Unpacker:
 
 class RunSpec:
     """Stands for how a task is computed, which stays with the scheduler."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As a stock task can be called; dumps of the state leave such things out."""
+        raise NotInPluginHostError("a task's `run_spec`")
 
     def __repr__(self) -> str:
         return "<run_spec held by the scheduler>"
@@ -290,7 +302,7 @@ class Extension:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__"):
+        if attribute.startswith("_"):
             raise AttributeError(attribute)
         raise NotInPluginHostError(
             f"`scheduler.extensions[{self._name!r}].{attribute}`",
@@ -541,6 +553,71 @@ class Scheduler(stock.Scheduler):
 
     def check_idle(self) -> Any:
         return self._plugin_host.ask("check_idle", {})
+
+    def _to_dict(  # type: ignore[override]
+        self, *, exclude: Collection[str] = ()
+    ) -> dict[str, Any]:
+        """Give the state as plain data, as stock's method does."""
+        identity = {
+            **self.identity(),
+            "address": self.address,
+            "status": self.status.name,
+            "thread_id": self.thread_id,
+        }
+        parts = {
+            "transition_log": lambda: self.transition_log,
+            "transition_counter": lambda: self.transition_counter,
+            "tasks": lambda: self.tasks,
+            "task_groups": lambda: self.task_groups,
+            "workers": lambda: self.workers,
+            "clients": lambda: self.clients,
+            "memory": lambda: self.memory,
+            "events": self.get_events,
+            "extensions": lambda: self.extensions,
+        }
+        state: dict[str, Any] = {
+            name: recursive_to_dict(value, exclude=exclude)
+            for name, value in identity.items()
+            if name not in exclude
+        }
+        for name, read in parts.items():
+            if name in exclude:
+                continue
+            value = read()
+            if name == "tasks":
+                state[name] = self._plugin_host.tasks_to_dict(value, exclude)
+            elif name == "workers":
+                # Stock repeats the whole scheduler in each of them.
+                less = {*exclude, "scheduler"}
+                state[name] = recursive_to_dict(value, exclude=less)
+            else:
+                state[name] = recursive_to_dict(value, exclude=exclude)
+        return state
+
+    async def get_cluster_state(self, exclude: Collection[str]) -> dict[str, Any]:
+        # Workers are asked first, to be at it while the state is put together here.
+        asked = asyncio.gather(
+            self.broadcast(
+                msg={"op": "dump_state", "exclude": list(exclude)},
+                on_error="return_pickle",
+            ),
+            self.broadcast(msg={"op": "versions"}, on_error="ignore"),
+        )
+        try:
+            await asyncio.sleep(0)
+            state = self._to_dict(exclude=exclude)
+            dumps, versions = await asked
+        finally:
+            asked.cancel()
+        workers = {
+            address: repr(pickle.loads(dump)) if isinstance(dump, bytes) else dump
+            for address, dump in dumps.items()
+        }
+        return {
+            "scheduler": state,
+            "workers": workers,
+            "versions": {"scheduler": self.versions(), "workers": versions},
+        }
 
     async def feed(self, comm: Any, *args: Any, **kwargs: Any) -> None:
         await super().feed(comm, *args, **kwargs)
@@ -1284,6 +1361,7 @@ class Host:
             self.scheduler = Scheduler(self, message)
             self.mirror = Mirror(self.scheduler)
             self._is_applying = False
+        await self.scheduler.rpc.start()
 
     async def on_run(self, message: dict[str, Any]) -> Any:
         request = loads(list(message["frames"]), deserialize=False)
@@ -1552,6 +1630,20 @@ class Host:
             self._told_capabilities = capabilities
             self.send({"id": 0, "op": "capabilities", **capabilities})
 
+    def tasks_to_dict(
+        self, tasks: Mapping[Any, stock.TaskState], exclude: Collection[str]
+    ) -> dict[Any, Any]:
+        """Tasks as plain data; millions of them take minutes."""
+        found: dict[Any, Any] = {}
+        for count, (key, ts) in enumerate(list(tasks.items()), 1):
+            name = recursive_to_dict(key)
+            if isinstance(name, list):
+                name = str(name)
+            found[name] = recursive_to_dict(ts, exclude=exclude)
+            if count % _TASK_COUNT_SIGN == 0:
+                self.send({"id": 0, "op": "pong"})
+        return found
+
     # Histories that the scheduler keeps
 
     def story(self, keys_or_stimuli: list[Any]) -> list[Any]:
@@ -1583,8 +1675,6 @@ class Host:
 def _result(message: dict[str, Any]) -> Any:
     error = message.get("exception")
     if error is not None:
-        from distributed.protocol import pickle
-
         raise pickle.loads(error)
     return loads(list(message["frames"]), deserialize=False)
 
