@@ -23,6 +23,7 @@ import socket
 import struct
 import sys
 import warnings
+from collections import defaultdict
 from collections.abc import (
     Callable,
     Collection,
@@ -36,6 +37,7 @@ import dask
 import distributed.scheduler as stock
 import msgpack
 from dask.typing import no_default
+from dask.utils import key_split
 from distributed import preloading
 from distributed.active_memory_manager import ActiveMemoryManagerExtension
 from distributed.client import SourceCode
@@ -48,6 +50,7 @@ from distributed.protocol import pickle
 from distributed.protocol.core import dumps, loads
 from distributed.protocol.serialize import msgpack_decode_default
 from distributed.security import Security
+from distributed.spans import Span, SpansSchedulerExtension
 from distributed.utils import import_term, recursive_to_dict
 from distributed.worker import run
 
@@ -313,6 +316,123 @@ class Extension:
         return f"<extension {self._name} of the scheduler>"
 
 
+class Spans(SpansSchedulerExtension):
+    """Spans, brought up to date before they are read.
+
+    The scheduler keeps what belongs to which span. What follows from it, such as
+    intervals, states and sums over a tree of spans, is stock's to work out.
+    """
+
+    def __init__(self, host: Host, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self._plugin_host = host
+        self._is_fresh = False
+        self._told_spans: dict[str, Span] = {}
+        self._told_root_spans: list[Span] = []
+        self._told_spans_search_by_name: Any = defaultdict(list)
+        self._told_spans_search_by_tag: Any = defaultdict(list)
+
+    def observe_tasks(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotInPluginHostError("`spans.observe_tasks`", "annotate tasks instead")
+
+    def heartbeat(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotInPluginHostError("`spans.heartbeat`")
+
+    def _refresh(self) -> None:
+        if self._is_fresh:
+            return
+        told = self._plugin_host.ask("spans", {})
+        groups = self.scheduler.task_groups
+        history = self._plugin_host.nthreads_history(told["history"])
+        before, self._told_spans = self._told_spans, {}
+        self._told_root_spans.clear()
+        self._told_spans_search_by_name.clear()
+        self._told_spans_search_by_tag.clear()
+        for about in told["spans"]:
+            parent = self._told_spans.get(about["parent"])
+            span = before.get(about["id"])
+            if span is None:
+                span = Span(about["name"], about["id"], parent, history)
+            span.enqueued = about["enqueued"]
+            span.children = []
+            span._total_nthreads_history = history
+            span._total_nthreads_offset = max(
+                0, about["nthreads_offset"] - told["dropped"]
+            )
+            span.groups = {groups[name] for name in about["groups"] if name in groups}
+            span.groups.update(_past_group(*past) for past in about["past"])
+            span._code = {
+                tuple(SourceCode(*frame) for frame in code): None
+                for code in about["code"]
+                if code
+            }
+            span._metadata = None
+            for metadata in about["metadata"]:
+                if metadata:
+                    span.add_metadata(metadata)
+            span._cumulative_worker_metrics = _amounts(about["metrics"])
+            self._told_spans[span.id] = span
+            self._told_spans_search_by_name[span.name].append(span)
+            for tag in span.name:
+                self._told_spans_search_by_tag[tag].append(span)
+            if parent is None:
+                self._told_root_spans.append(span)
+            else:
+                parent.children.append(span)
+        self._is_fresh = True
+        self._plugin_host.call_soon(self._stale)
+
+    def _stale(self) -> None:
+        self._is_fresh = False
+
+
+def _span_property(name: str) -> property:
+    def read(self: Any) -> Any:
+        self._refresh()
+        return getattr(self, "_told_" + name)
+
+    return property(read)
+
+
+for _name in (
+    "spans",
+    "root_spans",
+    "spans_search_by_name",
+    "spans_search_by_tag",
+):
+    setattr(Spans, _name, _span_property(_name))
+
+
+def _past_group(
+    name: str,
+    size: int,
+    nbytes_total: int,
+    durations: dict[str, int],
+    types: dict[str, int],
+    start: float,
+    stop: float,
+) -> stock.TaskGroup:
+    """Make a group whose tasks are all forgotten; of no prefix that counts it."""
+    tg = stock.TaskGroup(name, stock.TaskPrefix(key_split(name)))
+    tg.states["forgotten"] = tg._size = size
+    tg.nbytes_total = nbytes_total
+    tg._all_durations_us.update(durations)
+    tg._duration_us = sum(durations.values())
+    tg._types.update(types)
+    tg.start = start
+    tg.stop = stop
+    return tg
+
+
+def _amounts(pairs: Iterable[tuple[Any, float]]) -> defaultdict[Any, float]:
+    """Sum of metrics by name; those that count something are integers, as on stock."""
+    found: defaultdict[Any, float] = defaultdict(int)
+    for name, amount in pairs:
+        is_count = isinstance(name, tuple) and name[-1] in ("bytes", "count")
+        found[name] = int(amount) if is_count else amount
+    return found
+
+
 def _state_property(name: str) -> property:
     own = "_mirrored_" + name
 
@@ -398,6 +518,7 @@ class Scheduler(stock.Scheduler):
         }
         self.scheduler_file = about.get("scheduler_file")
         self.extensions = {name: Extension(name) for name in stock.DEFAULT_EXTENSIONS}
+        self.extensions["spans"] = Spans(host, self)
         self.preloads = preloading.PreloadManager([])
         self.stream_comms = Streams(lambda: self.workers, self.worker_send)  # type: ignore[assignment]
         self.client_comms = Streams(lambda: self.clients, self.client_send)  # type: ignore[assignment]
@@ -454,6 +575,24 @@ class Scheduler(stock.Scheduler):
 
     @computations.setter
     def computations(self, value: Any) -> None:
+        """Kept by the scheduler."""
+
+    @property
+    def total_nthreads_history(self) -> Any:
+        return self._plugin_host.nthreads_history(
+            self._plugin_host.ask("nthreads-history", {})
+        )
+
+    @total_nthreads_history.setter
+    def total_nthreads_history(self, value: Any) -> None:
+        """Kept by the scheduler."""
+
+    @property
+    def cumulative_worker_metrics(self) -> Any:
+        return _amounts(self._plugin_host.ask("worker-metrics", {}))
+
+    @cumulative_worker_metrics.setter
+    def cumulative_worker_metrics(self, value: Any) -> None:
         """Kept by the scheduler."""
 
     @property
@@ -730,7 +869,6 @@ class Mirror:
         state.workers[address] = ws
         state.aliases[name] = address
         state.total_nthreads += nthreads
-        state.total_nthreads_history.append((time(), state.total_nthreads))
         state.total_memory += memory_limit
         info = state.host_info.setdefault(
             ws.host, {"addresses": set(), "nthreads": 0, "last-seen": 0.0}
@@ -752,7 +890,6 @@ class Mirror:
         if state.aliases.get(ws.name) == ws.address:
             del state.aliases[ws.name]
         state.total_nthreads -= ws.nthreads
-        state.total_nthreads_history.append((time(), state.total_nthreads))
         state.total_memory -= ws.memory_limit
         for resource in ws.resources:
             state.resources.get(resource, {}).pop(ws.address, None)
@@ -1661,12 +1798,22 @@ class Host:
             )
         ]
 
+    def nthreads_history(self, told: Iterable[Any]) -> list[Any]:
+        """How many threads there were from when on."""
+        assert self.scheduler is not None
+        started = self.scheduler.time_started
+        return [(max(started, since), total) for since, total in told]
+
+    def call_soon(self, function: Callable[[], Any]) -> None:
+        """Call a function when whatever runs now has ended or waits."""
+        self._loop.call_soon(function)
+
     def computations(self) -> list[Any]:
         found = []
         for start, codes in self.ask("computations", {}):
             computation = stock.Computation()
             computation.start = start
-            for code in codes:
+            for code in filter(None, codes):
                 computation.code.add(tuple(SourceCode(*frame) for frame in code))
             found.append(computation)
         return found

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use oxidask_scheduler::group::ByName;
 use oxidask_scheduler::{Event, Failure, StimulusId, ToWorker};
 use oxidask_wire::{Key, Map, Value, map, message};
 
@@ -115,6 +116,13 @@ async fn carry_out(shell: &ShellHandle, op: &str, mut args: Args) -> Result<Valu
         }
         "computations" => return Ok(shell.call(|shell| computations(shell)).await?),
         "erred-tasks" => return Ok(shell.call(|shell| erred_tasks(shell)).await?),
+        "spans" => return Ok(shell.call(|shell| spans(shell)).await?),
+        "nthreads-history" => return Ok(shell.call(|shell| nthreads_history(shell)).await?),
+        "worker-metrics" => {
+            return Ok(shell
+                .call(|shell| metrics(shell.core.worker_metrics()))
+                .await?);
+        }
         _ => {
             let answer = rpc::call(shell, op, restored(args, stimulus_id, op), None).await;
             return answer.unwrap_or_else(|| Err(runtime_error("nobody answered")));
@@ -255,6 +263,64 @@ fn computations(shell: &Shell) -> Value {
             Value::Array(vec![computation.start.into(), code])
         })
         .collect()
+}
+
+/// `{dropped, history, spans: [{id, name, parent, …}]}`.
+fn spans(shell: &Shell) -> Value {
+    let (dropped, _) = shell.core.nthreads_history();
+    let spans = shell.core.spans().map(|span| {
+        let groups = span.groups.iter();
+        let groups = groups.filter_map(|group| Some(Value::from(&shell.core.group(group)?.name)));
+        let past = span.past.iter().map(|group| {
+            let counters = |counters: &ByName<i64>| -> Map {
+                let pairs = counters.iter();
+                pairs.map(|(name, &count)| (name, count)).collect()
+            };
+            let types = group.types.iter();
+            Value::Array(vec![
+                Value::from(&group.name),
+                group.size.into(),
+                group.nbytes_total.into(),
+                counters(&group.durations_us).into(),
+                types
+                    .map(|(name, &count)| (name, count))
+                    .collect::<Map>()
+                    .into(),
+                group.start.into(),
+                group.stop.into(),
+            ])
+        });
+        Value::Map(map! {
+            "id" => &span.id,
+            "name" => span.name.iter().map(Value::from).collect::<Value>(),
+            "parent" => span.parent.as_ref().map(Value::from),
+            "enqueued" => span.enqueued,
+            "nthreads_offset" => span.nthreads_offset,
+            "groups" => groups.collect::<Value>(),
+            "past" => past.collect::<Value>(),
+            "code" => Value::Array(span.code.clone()),
+            "metadata" => Value::Array(span.metadata.clone()),
+            "metrics" => metrics(span.metrics.iter().map(|(name, &amount)| (name, amount))),
+        })
+    });
+    Value::Map(map! {
+        "dropped" => dropped,
+        "history" => nthreads_history(shell),
+        "spans" => spans.collect::<Value>(),
+    })
+}
+
+/// `[time, threads]` of each change.
+fn nthreads_history(shell: &Shell) -> Value {
+    let (_, history) = shell.core.nthreads_history();
+    let entries = history.map(|(time, total)| Value::Array(vec![time.into(), total.into()]));
+    entries.collect()
+}
+
+/// `[name, amount]` of each.
+fn metrics<'a>(metrics: impl Iterator<Item = (&'a Key, f64)>) -> Value {
+    let pairs = metrics.map(|(name, amount)| Value::Array(vec![name.into(), amount.into()]));
+    pairs.collect()
 }
 
 /// `[key, timestamp, [address], exception text, traceback text]` of each.
