@@ -108,8 +108,8 @@ impl WorkerHandle {
         };
         let mut stimulus = Stimulus::new(stimulus_id("update-data"), event);
         stimulus.values.extend(data);
-        // The caller may use them as soon as this returns.
-        let _ = self.shell.call(move |shell| shell.stimulus(stimulus)).await;
+        // The caller may use them as soon as this returns, unless the worker closes.
+        let _ = self.shell.arrive(stimulus).await;
     }
 
     /// What is known of a task, for people.

@@ -26,7 +26,7 @@ use super::failure;
 use super::metrics::Reads;
 use super::monitor::resident_nbytes;
 use super::settings::Settings;
-use super::shell::{Running, Shell, ShellHandle, Stimulus, now, stimulus_id};
+use super::shell::{Running, Shell, ShellHandle, ShutDown, Stimulus, now, stimulus_id};
 use super::spill::{self, Damage, Disk, Written};
 use super::status::Status;
 use super::store::{Coming, Got, Lost, OnDisk, Read, Store};
@@ -146,7 +146,7 @@ pub(super) fn start(settings: &Settings, handle: &ShellHandle) -> (Store, Memory
             let buffer = Buffer::new(Limits {
                 target: pressure.target(),
                 max_spill: memory.max_spill,
-                writes_count_max: spill::WRITES_MAX,
+                writes_count_max: spill::LEAVING_MAX,
             });
             let folder = settings.options.local_directory.join("storage");
             let prefix = format!("{:016x}", super::random());
@@ -607,6 +607,14 @@ pub(super) async fn clear(handle: &ShellHandle) {
 }
 
 impl ShellHandle {
+    /// Hands over an event with values, and waits until they are where they stay.
+    pub(super) async fn arrive(&self, stimulus: Stimulus) -> Result<(), ShutDown> {
+        let (sender, done) = oneshot::channel();
+        let arrive = self.call(move |shell| shell.arrive(stimulus, Some(sender)));
+        arrive.await?;
+        done.await.map_err(|_| ShutDown)
+    }
+
     fn observed(&self, observed: Observed) {
         self.report(super::shell::Report::Memory(observed));
     }

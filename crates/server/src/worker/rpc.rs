@@ -12,7 +12,6 @@ use oxidask_worker::event::Event;
 use oxidask_worker::story::{Happening, Record};
 use oxidask_worker::task::TaskFailure;
 use oxidask_worker::{StimulusId, TaskState};
-use tokio::sync::oneshot;
 use tracing::{debug, error};
 
 use super::args::{Args, WhoHas, who_has};
@@ -20,7 +19,7 @@ use super::executor::{Answer, Outgoing, Request};
 use super::memory::Wanted;
 use super::metrics::Reads;
 use super::serve::{Answered, is_same_host};
-use super::shell::{Report, Shell, ShellHandle, ShutDown, Stimulus, stimulus_id};
+use super::shell::{Report, Shell, ShellHandle, Stimulus, stimulus_id};
 use super::status::Status;
 use super::store::{compact, outgoing};
 use super::{failure, transfer};
@@ -312,14 +311,6 @@ fn is_of_family(serialized: &Serialized, serializers: Option<&[Str]>) -> bool {
     family.is_some_and(|family| serializers.contains(&family))
 }
 
-/// Waits until values are where they stay.
-async fn arrive(handle: &ShellHandle, stimulus: Stimulus) -> Result<(), ShutDown> {
-    let (sender, done) = oneshot::channel();
-    let arrive = handle.call(move |shell| shell.arrive(stimulus, Some(sender)));
-    arrive.await?;
-    done.await.map_err(|_| ShutDown)
-}
-
 async fn update_data(handle: &ShellHandle, mut args: Args) -> Answer {
     let data = args.map("data")?;
     let stimulus_id = args.stimulus_id("update-data");
@@ -342,7 +333,7 @@ async fn update_data(handle: &ShellHandle, mut args: Args) -> Answer {
         spilled: Vec::new(),
     };
     // The caller may send on as soon as it has the answer.
-    arrive(handle, stimulus).await?;
+    handle.arrive(stimulus).await?;
     Ok(Value::Map(map! { "nbytes" => nbytes, "status" => "OK" }))
 }
 
@@ -448,7 +439,7 @@ async fn finish_gather(
         values,
         spilled: Vec::new(),
     };
-    arrive(handle, stimulus).await?;
+    handle.arrive(stimulus).await?;
     if failed.is_empty() {
         return Ok(Value::Map(map! { "status" => "OK" }));
     }

@@ -30,9 +30,13 @@ use super::store::Read;
 
 pub(super) use self::file::Damage;
 
-/// Values on their way to disk at a time. Chosen: enough to keep a disk and two
-/// cores busy.
-pub(super) const WRITES_MAX: usize = 3;
+/// Values that leave at a time, those included that the executor still has to
+/// serialise: a task that holds the interpreter must not keep others from being
+/// written. Chosen: what is serialised already is rarely behind so many that are not.
+pub(super) const LEAVING_MAX: usize = 8;
+
+/// Values written at a time. Chosen: enough to keep a disk and two cores busy.
+const WRITES_MAX: usize = 3;
 
 /// Threads for the disk: one more, so that what a task needs is read at once.
 const THREADS: usize = WRITES_MAX + 1;
@@ -194,13 +198,13 @@ pub(super) async fn spill(
     ticket: Ticket,
     is_direct: bool,
 ) -> Written {
-    let _slot = disk.inner.writes.acquire().await;
     let begun = Instant::now();
     let serialized = match serialized(&*handle.executor, key, datum).await {
         Ok(serialized) => serialized,
         Err(text) => return Written::Unspillable(text),
     };
     let serialize = begun.elapsed();
+    let _slot = disk.inner.writes.acquire().await;
     let begun = Instant::now();
     let packed = match disk.pack(key.clone(), serialized).await {
         Ok(packed) => packed,

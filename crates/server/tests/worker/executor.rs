@@ -45,6 +45,7 @@ struct State {
     heard: Vec<(String, Map)>,
     released_count: usize,
     collections_count: usize,
+    holds_serialization: bool,
     is_closed: bool,
 }
 
@@ -73,6 +74,12 @@ impl Toy {
     /// Whether the worker has closed it.
     pub(crate) fn is_closed(&self) -> bool {
         self.state().is_closed
+    }
+
+    /// Lets serialisation wait, as for an interpreter that is busy.
+    pub(crate) fn hold_serialization(&self, holds: bool) {
+        self.state().holds_serialization = holds;
+        self.changed.notify_waiters();
     }
 
     /// How often garbage was to be collected.
@@ -124,6 +131,8 @@ impl Toy {
             "total" => finished(sum()),
             "large" => large(0, 2_000_000),
             "sized" => large(number_in(&task.key), 1_000_000),
+            "small" => large(number_in(&task.key), 100_000),
+            "packed" => packed(number_in(&task.key), 100_000),
             "huge" => large(number_in(&task.key), 1_000_000_000),
             "text" => finished_text(),
             "lock" => large(LOCK, 1_000_000),
@@ -208,6 +217,15 @@ fn ran() -> Ran {
 pub(crate) fn finished(number: i64) -> Outcome {
     Outcome::Finished {
         value: datum(number),
+        ran: ran(),
+    }
+}
+
+/// As [`large`], serialised already.
+fn packed(number: i64, nbytes: i64) -> Outcome {
+    let value = Datum::serialized(serialized(number), nbytes, int());
+    Outcome::Finished {
+        value: Arc::new(value),
         ran: ran(),
     }
 }
@@ -343,12 +361,24 @@ impl Executor for Toy {
         values: Vec<Outgoing>,
         _serializers: Option<Vec<Str>>,
     ) -> BoxFuture<'_, Vec<Serialized>> {
-        let values = values.iter().map(|value| match number_of(&value.datum) {
-            Some(LOCK) => Serialized::error("cannot pickle '_thread.lock' object"),
-            Some(number) => serialized(number),
-            None => Serialized::error("not a number"),
-        });
-        std::future::ready(values.collect()).boxed()
+        let values: Vec<Serialized> = values
+            .iter()
+            .map(|value| match number_of(&value.datum) {
+                Some(LOCK) => Serialized::error("cannot pickle '_thread.lock' object"),
+                Some(number) => serialized(number),
+                None => Serialized::error("not a number"),
+            })
+            .collect();
+        async move {
+            loop {
+                let changed = self.changed.notified();
+                if !self.state().holds_serialization {
+                    return values;
+                }
+                changed.await;
+            }
+        }
+        .boxed()
     }
 
     fn call(&self, request: Request) -> BoxFuture<'_, Option<Answer>> {

@@ -422,6 +422,28 @@ async fn a_worker_that_is_short_of_memory_pauses() {
 }
 
 #[tokio::test]
+async fn what_is_serialised_leaves_while_the_executor_is_busy() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut stub = Stub::start().await;
+    let options = small(&stub, folder.path());
+    let mut worker = stub.worker_with(options, Toy::default()).await;
+    worker.toy.hold_serialization(true);
+    // Thirty fit. The oldest four cannot go, the next ones can.
+    for number in 0..40 {
+        let function = if number < 4 { "small" } else { "packed" };
+        worker.computed(&name(number), function).await;
+    }
+    spilled(folder.path(), 6).await;
+    worker.toy.hold_serialization(false);
+    spilled(folder.path(), 10).await;
+    for number in 0..40 {
+        let name = name(number);
+        let expected = [(name.clone(), number as i64)];
+        assert_eq!(worker.data(&[&name]).await, expected);
+    }
+}
+
+#[tokio::test]
 async fn values_leave_when_the_process_grows() {
     let _alone = HOGS.lock().await;
     let folder = tempfile::tempdir().unwrap();
