@@ -233,3 +233,37 @@ fn a_decoder_reads_large_frames_in_place() {
     assert_eq!(out[0][1].as_ptr(), address);
     assert!(decoder.buffer().has_remaining_mut());
 }
+
+#[test]
+fn compressed_values_hold_the_same_frames() {
+    let text = Bytes::from(b"abc".repeat(10_000));
+    let noise = (1..30_000_u64).map(|n| {
+        let mixed = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        (mixed >> 33) as u8
+    });
+    let noise: Vec<u8> = noise.collect();
+    let frames = [Bytes::from_static(b"short"), text, Bytes::from(noise)];
+    let header = oxidask_wire::map! { "serializer" => "pickle", "writeable" => Vec::new() };
+    let value = Serialized {
+        header: encode(&Value::Map(header)).swap_remove(0),
+        frames: frames.iter().cloned().collect(),
+    };
+    for compression in Compression::ALL {
+        let compressed = value.compressed(compression).unwrap().unwrap();
+        let names = compressed.header_map().unwrap().take("compression");
+        let expected = [Value::Nil, compression.name().into(), Value::Nil];
+        assert_eq!(names, Some(Value::Array(expected.to_vec())));
+        assert_eq!(compressed.logical_frames(1 << 20).unwrap(), frames);
+        // What is compressed stays as it is.
+        assert_eq!(compressed.compressed(Compression::Zlib).unwrap(), None);
+    }
+    let short = Serialized::of_bytes(Bytes::from_static(b"short"));
+    assert_eq!(short.compressed(Compression::Lz4).unwrap(), None);
+    let wrong = oxidask_wire::map! { "compression" => Vec::new() };
+    let wrong = Serialized {
+        header: encode(&Value::Map(wrong)).swap_remove(0),
+        ..value
+    };
+    assert!(wrong.compressed(Compression::Lz4).is_err());
+}
