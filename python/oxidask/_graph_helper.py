@@ -1020,6 +1020,9 @@ def materialize(
         # expression tree of one node.
         dsk = expr.operands[0]
         annotations: Mapping[str, Mapping[Any, Any]] = {}
+    elif isinstance(expr, dict):
+        # As `Client.recreate_task_locally` asks for results that are there.
+        dsk, annotations = expr, {}
     else:
         dsk = expr.__dask_graph__()
         # Optimisation, which the first call does and caches, may change them.

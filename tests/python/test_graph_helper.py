@@ -218,6 +218,12 @@ def test_low_level_graph_is_culled_and_converted(channel: Channel) -> None:
     assert_same_graph(expanded, stock)
 
 
+def test_plain_dictionary(channel: Channel) -> None:
+    assert expand(channel, {}, ["x"]).n == 0
+    expanded = expand(channel, {"x": (increment, "y")}, ["x"])
+    assert_same_graph(expanded, {"x": Task("x", increment, TaskRef("y"))})
+
+
 def test_aliases_to_themselves_are_dropped(channel: Channel) -> None:
     dsk = {"x": Alias("x"), "y": Task("y", increment, TaskRef("x"))}
     expanded = expand(channel, LLGExpr(dsk), ["x", "y"])
