@@ -219,9 +219,9 @@ def test_low_level_graph_is_culled_and_converted(channel: Channel) -> None:
 
 
 def test_plain_dictionary(channel: Channel) -> None:
-    assert expand(channel, {}, ["x"]).n == 0
-    expanded = expand(channel, {"x": (increment, "y")}, ["x"])
-    assert_same_graph(expanded, {"x": Task("x", increment, TaskRef("y"))})
+    assert expand(channel, blob({}), ["x"]).n == 0
+    graph = {"x": Task("x", increment, TaskRef("y"))}
+    assert_same_graph(expand(channel, blob(graph), ["x"]), graph)
 
 
 def test_aliases_to_themselves_are_dropped(channel: Channel) -> None:
