@@ -251,7 +251,7 @@ fn several_workers_retire_at_once_onto_the_rest() {
         .into_iter()
         .filter(|kind| kind.contains("acquire"))
         .collect();
-    assert_eq!(acquired, ["tcp://c:1: acquire ['x', 'y', 'z']"]);
+    assert_eq!(acquired, ["tcp://c:1: acquire ['x', 'z', 'y']"]);
     add_keys(&mut env, c, &["x", "y", "z"]);
     env.advance(0.01);
     assert_eq!(retired(env.outcome(request)).len(), 2);

