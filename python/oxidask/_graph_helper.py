@@ -1226,11 +1226,14 @@ class Helper:
         return {"kind": "other", "class": f"{kind.__module__}.{kind.__qualname__}"}
 
     def worker_key(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        from distributed.core import Status
+
         function = pickle.loads(request["key"])
         numbers: dict[Any, str] = {}
         groups = []
         for fields in request["workers"]:
-            value = function(types.SimpleNamespace(**fields))
+            status = Status[fields["status"]]
+            value = function(types.SimpleNamespace(**{**fields, "status": status}))
             groups.append(numbers.setdefault(value, str(len(numbers))))
         return {"groups": groups}
 

@@ -368,6 +368,14 @@ pub(super) async fn with_groups(
                         "nbytes" => worker.nbytes,
                         "nanny" => worker.nanny.clone(),
                         "pid" => worker.pid,
+                        "status" => worker.status.name(),
+                        "server_id" => worker.server_id.clone(),
+                        "local_directory" => worker.local_directory.clone(),
+                        "services" => worker.services.clone(),
+                        "versions" => worker.versions.clone(),
+                        "metrics" => worker.metrics.clone(),
+                        "last_seen" => worker.last_seen,
+                        "extra" => worker.extra.clone(),
                     })
                 })
                 .collect::<Vec<Value>>()
