@@ -6,6 +6,7 @@
 mod events;
 mod literal;
 mod numbers;
+mod process;
 mod tasks;
 mod workers;
 
@@ -188,6 +189,7 @@ impl SchedulerInfo for Pages {
             let metrics = metrics.ok_or(Error::Closing)?;
             Ok(Metrics {
                 time: now(),
+                process: process::metrics(),
                 desired_workers,
                 tick_duration_max: turns.duration_max.as_secs_f64(),
                 tick_count: turns.count,

@@ -352,6 +352,25 @@ pub struct Metrics {
     pub semaphores: Vec<SemaphoreMetrics>,
     /// Numbers per level of work stealing; none if that is off.
     pub stealing: Vec<StealingMetrics>,
+    /// What the operating system knows; `None` where it does not tell.
+    pub process: Option<ProcessMetrics>,
+}
+
+/// Numbers of the scheduler's process.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ProcessMetrics {
+    /// Bytes of address space.
+    pub virtual_nbytes: u64,
+    /// Bytes in memory.
+    pub resident_nbytes: u64,
+    /// When it started, in seconds since 1970.
+    pub start_time: f64,
+    /// Seconds of processor time so far.
+    pub cpu_seconds: f64,
+    /// Open file descriptors.
+    pub fds_open: u64,
+    /// How many file descriptors it may open.
+    pub fds_max: u64,
 }
 
 /// Requests to workers to give a task up.

@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use crate::info::{Metrics, SemaphoreMetrics, StealingMetrics};
+use crate::info::{Metrics, ProcessMetrics, SemaphoreMetrics, StealingMetrics};
 
 /// States in which a task can be counted, in stock's order.
 const STATES: [&str; 7] = [
@@ -110,7 +110,9 @@ pub(crate) fn text(namespace: &str, metrics: &Metrics) -> String {
         "Total number of ticks observed since the server started",
         metrics.tick_count,
     );
-    families.text
+    let process = metrics.process.as_ref().map(process).unwrap_or_default();
+    process
+        + &families.text
         + &semaphores(namespace, &metrics.semaphores)
         + &stealing(namespace, &metrics.stealing)
 }
@@ -134,6 +136,45 @@ fn stealing(namespace: &str, levels: &[StealingMetrics]) -> String {
         let labels = [("cost_multiplier", level.cost_multiplier)];
         families.sample(name, &labels, level.request_cost);
     }
+    families.text
+}
+
+/// As the Prometheus client of Python adds them on stock, without a namespace.
+fn process(process: &ProcessMetrics) -> String {
+    let mut families = Families {
+        prefix: "process_".to_owned(),
+        text: String::new(),
+    };
+    families.gauge(
+        "virtual_memory_bytes",
+        "Virtual memory size in bytes.",
+        process.virtual_nbytes,
+    );
+    families.gauge(
+        "resident_memory_bytes",
+        "Resident memory size in bytes.",
+        process.resident_nbytes,
+    );
+    families.gauge(
+        "start_time_seconds",
+        "Start time of the process since unix epoch in seconds.",
+        process.start_time,
+    );
+    families.counter(
+        "cpu_seconds",
+        "Total user and system CPU time spent in seconds.",
+        process.cpu_seconds,
+    );
+    families.gauge(
+        "open_fds",
+        "Number of open file descriptors.",
+        process.fds_open,
+    );
+    families.gauge(
+        "max_fds",
+        "Maximum number of open file descriptors.",
+        process.fds_max,
+    );
     families.text
 }
 

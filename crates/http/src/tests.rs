@@ -8,8 +8,8 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::info::{
-    CallStack, Counts, ErredTask, Metrics, PrefixMetrics, SemaphoreMetrics, StreamEvent, Task,
-    Worker, WorkerRow, Workers,
+    CallStack, Counts, ErredTask, Metrics, PrefixMetrics, ProcessMetrics, SemaphoreMetrics,
+    StreamEvent, Task, Worker, WorkerRow, Workers,
 };
 use crate::{
     Error, Options, Reply, Retire, Routes, SchedulerInfo, Tls, WebsocketOrigins, bind, router,
@@ -128,6 +128,11 @@ impl SchedulerInfo for Fake {
                 average_pending_lease_time: 0.5,
                 ..SemaphoreMetrics::default()
             }],
+            process: Some(ProcessMetrics {
+                resident_nbytes: 4096,
+                cpu_seconds: 1.5,
+                ..ProcessMetrics::default()
+            }),
             ..Metrics::default()
         })
     }
@@ -340,6 +345,9 @@ async fn machine_readable_pages() {
         "dask_semaphore_max_leases{name=\"s\"} 2",
         "dask_semaphore_acquire_total{name=\"s\"} 0",
         "dask_semaphore_average_pending_lease_time_s{name=\"s\"} 0.5",
+        "# TYPE process_resident_memory_bytes gauge",
+        "process_resident_memory_bytes 4096",
+        "process_cpu_seconds_total 1.5",
         "dask_scheduler_prefix_state_totals_total{task_prefix_name=\"in\\\"c\",state=\"memory\"} 3",
     ] {
         assert!(body.lines().any(|own| own == line), "{line} not in {body}");
