@@ -779,12 +779,15 @@ def test_worker_key(channel: Channel) -> None:
     import cloudpickle
 
     workers = [
-        {"address": f"tcp://h:{i}", "name": i, "host": f"h{i % 2}", "nthreads": 1}
+        {"name": i, "host": f"h{i % 2}", "status": ["running", "paused"][i // 2]}
         for i in range(4)
     ]
     key = cloudpickle.dumps(lambda ws: ws.host)
     groups = channel.ask("worker_key", key=key, workers=workers)["groups"]
     assert groups[0] == groups[2] != groups[1] == groups[3]
+    key = cloudpickle.dumps(lambda ws: ws.status.name)
+    groups = channel.ask("worker_key", key=key, workers=workers)["groups"]
+    assert groups[0] == groups[1] != groups[2] == groups[3]
 
 
 def test_plain(channel: Channel) -> None:
