@@ -31,18 +31,6 @@ def order_indices(
 def held_counts() -> tuple[int, int]:
     """Count the objects and the buffers that native code holds."""
 
-def run_worker(
-    scheduler: str,
-    local_directory: str,
-    *,
-    nthreads: int = 1,
-    name: str | None = None,
-    preload: Sequence[str] = (),
-    preload_argv: Sequence[str] = (),
-    resources: Sequence[tuple[str, float]] = (),
-) -> None:
-    """Run one worker in this process until something closes it."""
-
 class ValueType:
     """The class of a value, pickled once for all its instances."""
 

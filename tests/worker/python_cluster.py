@@ -13,30 +13,19 @@ from distributed import Client, Scheduler
 #: Modules of these tests, which tasks refer to.
 HERE = str(Path(__file__).parent)
 
-PROGRAM = """
-import json, sys
-from oxidask._oxidask import run_worker
-run_worker(**json.loads(sys.argv[1]))
-"""
-
-
-async def start_worker(address, directory, name, *, nthreads=1, env=None, **options):
-    import json
-
-    arguments = {
-        "scheduler": address,
-        "local_directory": str(directory),
-        "name": name,
-        "nthreads": nthreads,
-        **options,
-    }
+async def start_worker(
+    address, directory, name, *, nthreads=1, env=None, preload=None, preload_argv=()
+):
+    options = ["--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
+    options += ["--name", name, "--nthreads", str(nthreads)]
+    options += ["--local-directory", str(directory)]
+    if preload is not None:
+        options += ["--preload", preload, *preload_argv]
     path = os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")]))
+    settings = {"PYTHONPATH": path, "DASK_DISTRIBUTED__SCHEDULER__VALIDATE": "True"}
     return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        PROGRAM,
-        json.dumps(arguments),
-        env={**os.environ, "PYTHONPATH": path, **(env or {})},
+        *(sys.executable, "-m", "oxidask", "worker", address, *options),
+        env={**os.environ, **settings, **(env or {})},
     )
 
 

@@ -71,11 +71,13 @@ def test_what_get_worker_gives(tmp_path):
             seen = await client.submit(look, key="look")
             assert seen.pop("id") == ws.server_id
             assert seen.pop("repr").startswith(f"<Worker {address!r}, name: w0")
+            directory = seen.pop("directory")
+            assert directory.startswith(str(tmp_path))
+            assert os.path.isdir(directory)
             assert seen == {
                 "address": address,
                 "name": "w0",
                 "nthreads": 2,
-                "directory": str(tmp_path),
                 "scheduler": scheduler.address,
                 "status": "running",
                 "keys": ["one"],
@@ -375,7 +377,7 @@ async def dask_teardown(worker):
 
 def test_preload(tmp_path):
     async def test():
-        options = {"preload": [PRELOAD], "preload_argv": ["--value", "5"]}
+        options = {"preload": PRELOAD, "preload_argv": ["--value", "5"]}
         async with cluster(tmp_path, **options) as (_, client, workers):
             values = await client.run(lambda dask_worker: dask_worker.preloaded)
             assert list(values.values()) == [5]

@@ -27,7 +27,7 @@ mod _oxidask {
     #[pymodule_export]
     use super::order::order_indices;
     #[pymodule_export]
-    use super::worker::{Inbox, Link, Queue, Request, Task, ValueType, held_counts, run_worker};
+    use super::worker::{Inbox, Link, Queue, Request, Task, ValueType, held_counts};
 }
 
 /// Runs the command line `argv`, which begins with the program's name, and

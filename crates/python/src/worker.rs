@@ -14,7 +14,6 @@
 //! function that runs one task.
 
 mod convert;
-mod entry;
 mod executor;
 mod held;
 mod inbox;
@@ -26,7 +25,6 @@ use std::sync::Arc;
 
 use oxidask_server::worker::{Executor, ExecutorFactory, ExecutorSettings};
 
-pub(crate) use entry::run_worker;
 pub(crate) use held::held_counts;
 pub(crate) use inbox::{Inbox, Request};
 pub(crate) use link::Link;
