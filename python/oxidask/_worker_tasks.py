@@ -11,8 +11,10 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import nullcontext
+from inspect import CO_COROUTINE
 from threading import get_ident
 from time import thread_time, time
+from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dask.base import annotate
@@ -26,7 +28,7 @@ from distributed.threadpoolexecutor import thread_state as pool_state
 from distributed.worker import _worker_cvar
 
 from oxidask._oxidask import Queue, Task
-from oxidask._worker_values import cheap, failure, sizeof, unpacked, value_type
+from oxidask._worker_values import cheap, describe, failure, unpacked
 
 if TYPE_CHECKING:
     from oxidask._worker import Worker
@@ -62,7 +64,7 @@ class Runner:
         try:
             key = task.key
             spec, data = task.load()
-            if spec.is_coro:
+            if _is_coroutine(spec):
                 worker.loop.asyncio_loop.call_soon_threadsafe(
                     self._start_coroutine, task, spec, data
                 )
@@ -155,9 +157,10 @@ class Runner:
     ) -> None:
         cpu, noncpu = _split(start, stop, cpu)
         try:
-            described = sizeof(value), value_type(type(value))
+            nbytes, kind = describe(value)
+            serialized = cheap(value)
             task.finished(
-                value, *described, cheap(value), start, stop, ident, cpu, noncpu
+                value, nbytes, kind, serialized, start, stop, ident, cpu, noncpu
             )
         except BaseException as error:
             task.erred(failure(error), start, stop, ident, cpu, noncpu)
@@ -192,6 +195,17 @@ class Runner:
             self.worker.digest_metric(("execute", prefix, label, unit), value)
 
 
+def _is_coroutine(spec: Any) -> bool:
+    """Say what ``spec.is_coro`` says, for plain functions at a tenth of its cost."""
+    func: Any = getattr(spec, "func", None)
+    kind: Any = type(func)
+    if kind is BuiltinFunctionType:
+        return False
+    if kind is FunctionType and not func.__dict__:
+        return bool(func.__code__.co_flags & CO_COROUTINE)
+    return bool(spec.is_coro)
+
+
 def _call_in_span(span: Any, spec: Any, data: dict[Any, Any]) -> Any:
     """Run with the annotation that tasks made by this one shall have."""
     with annotate(span=span):
@@ -200,13 +214,15 @@ def _call_in_span(span: Any, spec: Any, data: dict[Any, Any]) -> Any:
 
 def _split(start: float, stop: float, cpu: float | None) -> tuple[float | None, float]:
     """Seconds of the processor and other ones, as ``context_meter`` splits them."""
-    wall = max(0.0, stop - start)
-    if cpu is None:
-        return None, wall
-    metered = thread_state.metered
-    if metered:
-        cpu = max(0.0, cpu - metered)
-    return cpu, max(0.0, wall - cpu - metered)
+    noncpu = stop - start
+    if cpu is not None:
+        metered = thread_state.metered
+        if metered:
+            noncpu -= metered
+            cpu = max(0.0, cpu - metered)
+        noncpu -= cpu
+    # Clocks differ in how finely they count.
+    return cpu, noncpu if noncpu > 0.0 else 0.0
 
 
 def end_process(error: BaseException) -> NoReturn:

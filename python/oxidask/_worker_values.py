@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pickle as stdlib_pickle
 from collections.abc import Mapping, Sequence
+from sys import getsizeof
 from types import TracebackType
 from typing import Any
 
 import msgpack
-from dask.sizeof import sizeof
 from dask.utils import typename
 from distributed.core import error_message
 from distributed.protocol import pickle
@@ -37,7 +37,6 @@ __all__ = [
     "load",
     "load_message",
     "loads",
-    "sizeof",
     "unpacked",
     "value_type",
 ]
@@ -158,7 +157,10 @@ def value_type(kind: type) -> ValueType:
 
 def describe(value: Any) -> tuple[int, ValueType]:
     """Bytes in memory, and the class."""
-    return safe_sizeof(value), value_type(type(value))
+    kind = type(value)
+    # What `sizeof` says of them as well, after it has looked for it.
+    nbytes = getsizeof(value) if kind in _NUMBERS else safe_sizeof(value)
+    return nbytes, value_type(kind)
 
 
 def failure(error: BaseException) -> Failure:

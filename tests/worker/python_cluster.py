@@ -13,6 +13,7 @@ from distributed import Client, Scheduler
 #: Modules of these tests, which tasks refer to.
 HERE = str(Path(__file__).parent)
 
+
 async def start_worker(
     address, directory, name, *, nthreads=1, env=None, preload=None, preload_argv=()
 ):
