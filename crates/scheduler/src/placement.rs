@@ -212,7 +212,8 @@ impl Scheduler {
         best
     }
 
-    /// Same as `decide_worker` of distributed, except that ties break by worker id.
+    /// Same as `decide_worker` of distributed, except that ties break by worker id, and that
+    /// loose restrictions do not waive resources.
     fn decide_worker(&self, task: TaskId, valid: Option<&RankSet>) -> Option<WorkerId> {
         let ts = &self.tasks[task];
         let running = &self.workers.running;
@@ -250,7 +251,11 @@ impl Scheduler {
                 if candidates.is_empty() {
                     candidates = valid.iter().collect();
                     if candidates.is_empty() && ts.loose_restrictions {
-                        return self.decide_worker(task, None);
+                        let valid = self.loosely_valid_workers(task);
+                        if valid.as_ref().is_some_and(RankSet::is_empty) {
+                            return None;
+                        }
+                        return self.decide_worker(task, valid.as_ref());
                     }
                 }
             }

@@ -39,7 +39,30 @@ impl Scheduler {
                 }
             }
         }
-        for (resource, required) in &extras.resource_restrictions {
+        self.limit_to_suppliers(&extras.resource_restrictions, &mut valid);
+        let mut valid = valid?;
+        if !valid.is_empty() && self.workers.running.len() < self.workers.len() {
+            valid.intersect(&self.workers.running);
+        }
+        Some(valid)
+    }
+
+    /// Ranks of the running workers that may run a task whose loose restrictions nobody
+    /// satisfies: all that supply its resources, `None` if it needs none.
+    ///
+    /// Stock waives resources as well, and the worker that is sent the task then fails
+    /// on the unknown resource and closes.
+    pub(crate) fn loosely_valid_workers(&self, task: TaskId) -> Option<RankSet> {
+        let extras = self.tasks[task].extras.as_ref()?;
+        let mut valid = None;
+        self.limit_to_suppliers(&extras.resource_restrictions, &mut valid);
+        let mut valid = valid?;
+        valid.intersect(&self.workers.running);
+        Some(valid)
+    }
+
+    fn limit_to_suppliers(&self, resources: &[(Arc<str>, f64)], valid: &mut Option<RankSet>) {
+        for (resource, required) in resources {
             let mut supplying = RankSet::default();
             for (&worker, supplied) in self.workers.resources.get(resource).into_iter().flatten() {
                 // What the worker has in total counts; it queues for what is in use.
@@ -47,16 +70,11 @@ impl Scheduler {
                     supplying.insert(self.workers[worker].rank);
                 }
             }
-            match &mut valid {
+            match valid {
                 Some(valid) => valid.intersect(&supplying),
-                None => valid = Some(supplying),
+                None => *valid = Some(supplying),
             }
         }
-        let mut valid = valid?;
-        if !valid.is_empty() && self.workers.running.len() < self.workers.len() {
-            valid.intersect(&self.workers.running);
-        }
-        Some(valid)
     }
 
     /// Workers that satisfy the restrictions of a task, sorted by address, or `None` if it has none.
@@ -74,7 +92,10 @@ impl Scheduler {
         let may_run = |task: &TaskId| match self.valid_workers(*task) {
             None => true,
             Some(valid) => {
-                valid.contains(rank) || valid.is_empty() && self.tasks[*task].loose_restrictions
+                let is_loose = valid.is_empty() && self.tasks[*task].loose_restrictions;
+                let loosely = || self.loosely_valid_workers(*task);
+                valid.contains(rank)
+                    || is_loose && loosely().is_none_or(|valid| valid.contains(rank))
             }
         };
         let mut runnable: Vec<_> = self

@@ -279,6 +279,22 @@ states
     );
 }
 
+/// Seed 404 of the simulator: the worker failed on a resource that it does not know.
+#[test]
+fn loose_restrictions_do_not_waive_resources() {
+    check(
+        "
+worker alice
+client c
+submit c x: x | workers=elsewhere loose=1 gpu=1
+states
+  = x=no-worker
+worker bob gpu=1
+  > bob compute x
+",
+    );
+}
+
 #[test]
 fn restricted_to_resources() {
     check(
