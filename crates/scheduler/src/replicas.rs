@@ -118,14 +118,17 @@ impl Scheduler {
     ) {
         self.settle_keys(who_has.iter().map(|(key, _)| key), cx.now, cx.out);
         let mut keys = Vec::with_capacity(who_has.len());
+        let mut lost = Vec::new();
         for (at, (key, addresses)) in who_has.into_iter().enumerate() {
             let holders: Vec<WorkerId> = addresses
                 .iter()
                 .filter_map(|address| self.workers.find(address))
                 .collect();
             if holders.is_empty() {
-                // The worker left while the data was on its way. Interest in an
-                // unknown key is reported as such.
+                // The worker left while the data was on its way.
+                if self.tasks.find(&key).is_none() {
+                    lost.push(key.clone());
+                }
                 keys.push(key);
                 continue;
             }
@@ -164,6 +167,12 @@ impl Scheduler {
         self.queue_slots_maybe_opened(cx);
         if let Some(client) = client {
             self.client_desires_keys(cx.now, &client, &keys, cx.out);
+            // It takes its futures for finished.
+            if let Some(client) = self.clients.find(&client) {
+                for key in lost {
+                    self.report_key(client, key, cx.out);
+                }
+            }
         }
         // What can be computed again is not kept for nobody; other data is, until
         // somebody comes to want it.

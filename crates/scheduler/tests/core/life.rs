@@ -230,6 +230,22 @@ desire queue-q nothing
     );
 }
 
+/// Seed 4018 of the simulator: the client took its future for finished for ever.
+#[test]
+fn scattered_data_whose_worker_has_gone_is_reported_as_cancelled() {
+    check(
+        "
+worker alice
+client c
+remove alice
+scatter c data alice
+  ~ Client 'c' desires key 'data' but key is unknown.
+  < c cancelled data (no reason)
+empty
+",
+    );
+}
+
 #[test]
 fn known_keys_are_reported_again() {
     check(
