@@ -216,6 +216,9 @@ impl Scheduler {
     }
 
     /// Runs failed tasks again, beginning with those that failed first.
+    ///
+    /// Stock has tasks run again that have not failed, too. It takes their results away
+    /// from workers that are about to use them.
     pub(crate) fn retry(
         &mut self,
         request: RequestId,
@@ -261,7 +264,7 @@ impl Scheduler {
                     .iter()
                     .filter(|&dependency| self.tasks[dependency].state == State::Erred),
             );
-            if stack.len() == before {
+            if stack.len() == before && self.tasks[task].state == State::Erred {
                 roots.push(task);
             }
         }

@@ -102,6 +102,26 @@ empty
     );
 }
 
+/// Seed 5860 of the simulator: what `y` was about to use was taken from its worker.
+#[test]
+fn retry_leaves_alone_what_has_not_failed() {
+    check(
+        "
+worker alice
+client c
+submit c x y: x; y <- x
+  > alice compute x
+finish alice x
+  < c memory x
+  > alice compute y
+retry c x y
+  ! reply 2 keys
+states
+  = x=memory@alice y=processing@alice
+",
+    );
+}
+
 #[test]
 fn retry_of_an_unknown_key_is_an_error() {
     check(
