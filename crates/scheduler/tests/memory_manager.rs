@@ -264,6 +264,24 @@ fn replicas_on_workers_that_go_together_are_not_safe() {
     drop(workers);
 }
 
+/// Seed 5413 of the simulator: the worker was left closing, and its tasks with it.
+#[test]
+fn a_worker_that_cannot_retire_twice_runs_on() {
+    let (mut env, _) = env_with_workers(&[A]);
+    scatter(&mut env, "x", 100, &[A]);
+    env.take();
+    for _ in 0..2 {
+        env.request("retire_workers", map! { "workers" => list(&[A]) });
+    }
+    env.advance(3.0);
+    let status = env.take_to_workers().into_iter().rev();
+    let last = { status }.find_map(|(_, message)| match message {
+        ToWorker::WorkerStatusChange { status, .. } => Some(status),
+        _ => None,
+    });
+    assert_eq!(last, Some(Status::Running));
+}
+
 /// A reduction on a cluster of which half retires.
 struct World {
     env: Env,

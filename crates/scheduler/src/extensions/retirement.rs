@@ -89,10 +89,17 @@ impl Retirements {
             let Some(ws) = scheduler.worker(worker) else {
                 continue;
             };
+            // One that retires already, or has not heard yet that it cannot, must not be
+            // left closing for ever, if it has to stay; on stock it is.
+            let previous = if ws.status == Status::ClosingGracefully {
+                Status::Running
+            } else {
+                ws.status
+            };
             retiring.push(Retiring {
                 worker,
                 address: ws.address.clone(),
-                previous: ws.status,
+                previous,
                 identity: ws.identity(),
                 progress: Progress::Moving { poll_at: cx.now },
             });
