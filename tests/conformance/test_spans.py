@@ -121,16 +121,15 @@ def test_workers_know_the_span(client, cluster, name):
 def test_tasks_of_tasks_are_in_their_span(client, name):
     def outer():
         # Not to be closed: it is the worker's.
-        future = get_client().submit(inc, 1, pure=False)
-        future.result()
-        return dask.get_annotations()["span"], future
+        inner = get_client().submit(inc, 1, pure=False)
+        return dask.get_annotations()["span"], inner.result()
 
     with span(name("tag")) as span_id:
         future = client.submit(outer, pure=False)
-    annotation, inner = future.result()
+    annotation, result = future.result()
     assert annotation["ids"] == (span_id,)
     assert look(client, about, span_id)["groups"] == ["inc", "outer"]
-    assert inner.result() == 2
+    assert result == 2
 
 
 def test_the_default_span_is_closed_when_its_tasks_are_done(client):
