@@ -1,11 +1,12 @@
 """``oxidask worker`` under stock's scheduler: the command, and its nanny.
 
-The workers have a toy in place of an interpreter, see ``toy_tasks``.
+Most workers have a toy in place of an interpreter, see ``toy_tasks``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -594,6 +595,43 @@ def test_another_class_is_stocks(client: Any, start: Callable[..., Command]) -> 
     assert {worker["name"] for worker in workers(client).values()} == {"stock"}
     assert client.submit(sum, [1, 2]).result() == 3
     command.finish()
+
+
+def fault() -> None:
+    ctypes.string_at(0)
+
+
+@pytest.mark.parametrize("module", ["oxidask.worker", "oxidask worker"])
+def test_with_an_interpreter(
+    client: Any,
+    cluster: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+) -> None:
+    # One death is enough here.
+    monkeypatch.setattr(cluster.scheduler, "allowed_failures", 0)
+    command = Command(
+        [
+            *(sys.executable, "-m", *module.split(), cluster.scheduler_address),
+            *("--nthreads=1", f"--local-directory={tmp_path}"),
+        ],
+        **PYTHON,
+    )
+    (before,) = workers(client)
+    assert client.submit(sum, [1, 2]).result(timeout=TIMEOUT) == 3
+    for function, arguments, reason in [
+        (os._exit, (3,), "exited with status 3"),
+        (fault, (), "SIGSEGV"),
+    ]:
+        future = client.submit(function, *arguments, retries=0, pure=False)
+        with pytest.raises(distributed.KilledWorker):
+            future.result(timeout=TIMEOUT)
+        command.line(rf"WARNING - Worker tcp://.* {reason}")
+    client.restart(timeout=TIMEOUT)
+    assert before not in workers(client)
+    assert client.submit(sum, [1, 2]).result(timeout=TIMEOUT) == 3
+    assert command.finish() == 0
 
 
 def test_tls(toy: str, tmp_path: Path) -> None:
