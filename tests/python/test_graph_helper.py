@@ -593,10 +593,10 @@ def test_killed_zygote_takes_its_helpers_along() -> None:
     channel.wait_closed()
 
 
-def test_hello_and_standard_output() -> None:
+def test_hello_and_standard_output(tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
     with subprocess.Popen(
-        [sys.executable, str(SOURCE), str(theirs.fileno())],
+        [sys.executable, str(SOURCE), str(theirs.fileno()), str(tmp_path)],
         pass_fds=[theirs.fileno()],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
