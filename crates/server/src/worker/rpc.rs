@@ -581,5 +581,6 @@ pub(super) fn task(shell: &Shell, ts: &TaskState) -> Map {
         "dependencies" => dependencies.map(|ts| Value::from(&ts.key)).collect::<Value>(),
         "who_has" => shell.core.who_has(ts).map(Value::from).collect::<Value>(),
         "has_data" => shell.store.has(&ts.key),
+        "annotations" => ts.annotations.clone(),
     }
 }
