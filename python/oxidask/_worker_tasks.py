@@ -28,7 +28,7 @@ from distributed.threadpoolexecutor import thread_state as pool_state
 from distributed.worker import _worker_cvar
 
 from oxidask._oxidask import Queue, Task
-from oxidask._worker_values import cheap, describe, failure, unpacked
+from oxidask._worker_values import cheap, describe, failure, loading, unpacked
 
 if TYPE_CHECKING:
     from oxidask._worker import Worker
@@ -63,7 +63,8 @@ class Runner:
         worker = self.worker
         try:
             key = task.key
-            spec, data = task.load()
+            with loading:
+                spec, data = task.load()
             if _is_coroutine(spec):
                 worker.loop.asyncio_loop.call_soon_threadsafe(
                     self._start_coroutine, task, spec, data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle as stdlib_pickle
+import threading
 from collections.abc import Mapping, Sequence
 from sys import getsizeof
 from types import TracebackType
@@ -36,10 +37,15 @@ __all__ = [
     "failure",
     "load",
     "load_message",
+    "loading",
     "loads",
     "unpacked",
     "value_type",
 ]
+
+#: Held by threads that unpickle: stock does so on one, and modules that import each
+#: other cannot be imported by two at a time.
+loading = threading.RLock()
 
 #: Exception and traceback as pickles, and both as text.
 Failure = tuple[bytes, bytes | None, str, str]
@@ -71,14 +77,15 @@ _PICKLE_HEADER = dump(0)[0]
 
 def load(header: bytes, frames: Sequence[Any]) -> Any:
     """Deserialise what :func:`dump` or stock's ``to_serialize`` made."""
-    if header == _PICKLE_HEADER:
-        return loads(frames[0])
-    unpacked = msgpack.loads(
-        header, object_hook=msgpack_decode_default, use_list=False, **msgpack_opts
-    )
-    if "compression" in unpacked:
-        frames = decompress(unpacked, frames)
-    return merge_and_deserialize(unpacked, frames)
+    with loading:
+        if header == _PICKLE_HEADER:
+            return loads(frames[0])
+        unpacked = msgpack.loads(
+            header, object_hook=msgpack_decode_default, use_list=False, **msgpack_opts
+        )
+        if "compression" in unpacked:
+            frames = decompress(unpacked, frames)
+        return merge_and_deserialize(unpacked, frames)
 
 
 _NUMBERS = frozenset({type(None), bool, int, float, complex})

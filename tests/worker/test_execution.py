@@ -36,6 +36,31 @@ class Broken:
         return make_broken, ()
 
 
+loading = []
+met = threading.Event()
+
+
+def load_alone():
+    """Waits for another thread that unpickles at the same time, but not for long."""
+    loading.append(threading.get_ident())
+    if len(loading) > 1:
+        met.set()
+    met.wait(0.1)
+    loading.remove(threading.get_ident())
+    return LoadedAlone(not met.is_set())
+
+
+class LoadedAlone:
+    def __init__(self, alone):
+        self.alone = alone
+
+    def __reduce__(self):
+        return load_alone, ()
+
+    def ask(self, _):
+        return self.alone
+
+
 class Unpicklable:
     def __reduce__(self):
         raise TypeError("this stays here")
@@ -165,6 +190,21 @@ def test_a_task_that_cannot_be_unpickled_fails_alone(tmp_path):
             with pytest.raises(AssertionError, match="not in a worker"):
                 await client.submit(inc, broken, key="a")
             assert await client.submit(inc, 1) == 2
+
+    run(test)
+
+
+def test_two_threads_do_not_unpickle_at_a_time(tmp_path):
+    """Modules that import each other would be imported from two ends."""
+
+    async def test():
+        async with cluster(tmp_path, nthreads=2) as (_, client, _):
+            argument = LoadedAlone(True)
+            futures = [
+                client.submit(LoadedAlone.ask, argument, i, pure=False)
+                for i in range(4)
+            ]
+            assert await client.gather(futures) == [True] * 4
 
     run(test)
 
