@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 STAMPS := target/stamps
 # Two cores run two clusters; more only wait for each other.
 PYTEST_WORKERS ?= 2
+# How long `make soak` plays simulated clusters.
+SOAK_SECONDS ?= 600
 
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find crates -name '*.rs' -o -name Cargo.toml -o -name '*.yaml' -o -name '*.css')
 PYTHON_SOURCES := pyproject.toml $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.typed)
@@ -90,8 +92,9 @@ bench: build ## Short benchmarks against stock, in one run.
 	cargo bench --quiet --package oxidask-scheduler
 
 # With fresh seeds. Everything runs, so that no property test is missed by its name.
-soak: $(STAMPS)/cargo-nextest ## Property tests of the cores, a hundred times longer than in CI.
+soak: $(STAMPS)/cargo-nextest ## Property tests of the cores, a hundred times longer than in CI, and simulated clusters.
 	PROPTEST_CASES=25600 cargo nextest run --release --locked --package oxidask-wire --package oxidask-scheduler
+	cargo run --quiet --release --locked --package oxidask-sim -- --seconds $(SOAK_SECONDS)
 
 fmt: $(STAMPS)/environment ## Format everything.
 	cargo fmt --all

@@ -1,0 +1,378 @@
+//! A cluster: what is there, and what will happen to it.
+
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+use oxidask_scheduler::{Event, Failure, RequestId, StimulusId, ToClient};
+use oxidask_wire::{Key, Value};
+use oxidask_worker::instruction::{GatherDep, SendMessageToScheduler};
+
+use crate::Outcome;
+use crate::client::Client;
+use crate::coverage::Coverage;
+use crate::network::Agenda;
+use crate::plan::{Expansion, Machine, Micros, Plan};
+use crate::reference;
+use crate::scheduler::SchedulerNode;
+use crate::translate::Message;
+use crate::worker::WorkerNode;
+
+/// Threads of the worker that comes when all faults are over.
+const RESCUE_NTHREADS: u32 = 4;
+
+/// Time after the last fault in which everything wanted has to be there.
+const SETTLE_MAX: Micros = 600_000_000;
+
+/// Time after the last client left in which everything has to be forgotten.
+const EMPTY_MAX: Micros = 120_000_000;
+
+/// Events after which a run that is not over is taken to have lost its way.
+const EVENTS_MAX: u64 = 3_000_000;
+
+/// The wall clock at the beginning.
+const EPOCH: f64 = 1_700_000_000.0;
+
+/// Something that will happen. Workers and clients are named by their identity:
+/// a worker that comes back is another one.
+#[derive(Debug)]
+pub(crate) enum Happening {
+    /// A step of the plan.
+    Step(usize),
+    /// All faults are over.
+    Heal,
+
+    /// `register-worker` arrives.
+    Register { worker: usize },
+    /// The scheduler is told something by a worker.
+    FromWorker {
+        worker: usize,
+        message: WorkerMessage,
+    },
+    /// `heartbeat_worker` arrives.
+    HeartbeatArrives {
+        worker: usize,
+        executing: Vec<(Key, f64)>,
+        nbytes: i64,
+    },
+    /// The scheduler notices that a worker's stream has ended.
+    WorkerGone { worker: usize },
+    /// A client's message arrives.
+    FromClient {
+        client: usize,
+        message: ClientMessage,
+    },
+    /// The scheduler notices that a client has gone.
+    ClientGone { client: usize },
+    /// The graph helper has expanded a graph.
+    Expanded {
+        client: usize,
+        submission: Submission,
+    },
+    /// The graph helper has exploded a bundle.
+    Exploded { bundle: u32, blob: bytes::Bytes },
+    /// Something is due at the scheduler.
+    Tick { at: Micros },
+    /// A large graph goes on.
+    Continue,
+    /// The scheduler looks for silent workers.
+    CheckTtl,
+    /// An adaptive cluster asks for a target.
+    Adaptive,
+    /// `retire_workers` arrives.
+    Retire { addresses: Vec<Arc<str>> },
+    /// `replicate` asks a worker for a replica.
+    Replicate { address: Arc<str>, key: Key },
+    /// `retry` arrives.
+    Retry { client: Arc<str>, keys: Vec<Key> },
+
+    /// Something comes to a worker.
+    AtWorker { worker: usize, what: AtWorker },
+    /// A worker stands still no more.
+    Thaw { worker: usize },
+    /// A machine gets a worker.
+    Start { machine: usize, same_address: bool },
+    /// A client is told something.
+    ToClient { client: usize, message: ToClient },
+    /// A client has put a value on a worker.
+    Scattered {
+        client: usize,
+        task: usize,
+        holder: Arc<str>,
+    },
+}
+
+/// What comes to a worker; kept while it stands still.
+#[derive(Debug)]
+pub(crate) enum AtWorker {
+    /// The answer to its registration.
+    Registered { accepted: bool },
+    /// On its stream.
+    Message(Message),
+    /// Its stream has ended.
+    StreamEnded,
+    /// Time for a heartbeat.
+    Beat,
+    /// The answer to a heartbeat.
+    BeatAnswered { known: bool },
+    /// A run ends.
+    Ran { key: Key, token: u64 },
+    /// A run secedes.
+    Secedes { key: Key, token: u64 },
+    /// A peer asks for data.
+    GetData { from: usize, gather: GatherDep },
+    /// A peer has answered.
+    GotData {
+        gather: GatherDep,
+        answer: Answer,
+        /// The one who waits until its answer is taken.
+        peer: Option<usize>,
+    },
+    /// A peer has taken its answer.
+    Acknowledged,
+    /// A busy peer may be asked again.
+    RetryBusy { address: Arc<str> },
+    /// A client puts a value here.
+    Scatter { client: usize, task: usize },
+    /// Enough memory again.
+    Unpause,
+}
+
+/// What a peer answers.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    Data(Vec<(Key, u64)>),
+    Busy,
+    Unreachable,
+}
+
+/// What a worker says on its stream.
+#[derive(Debug)]
+pub(crate) enum WorkerMessage {
+    Core(SendMessageToScheduler),
+    Status(oxidask_scheduler::Status, StimulusId),
+}
+
+/// What a client says on its stream.
+#[derive(Debug)]
+pub(crate) enum ClientMessage {
+    UpdateGraph(Submission),
+    Event(Event),
+}
+
+/// `update-graph`.
+#[derive(Clone, Debug)]
+pub(crate) struct Submission {
+    pub(crate) tasks: Vec<usize>,
+    pub(crate) wanted: Vec<usize>,
+    pub(crate) expansion: Expansion,
+    pub(crate) submitting_task: Option<Key>,
+}
+
+pub(crate) struct Cluster<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) agenda: Agenda<Happening>,
+    pub(crate) scheduler: SchedulerNode,
+    /// Every worker that there ever was.
+    pub(crate) workers: Vec<WorkerNode>,
+    /// The worker of each machine.
+    pub(crate) machines: Vec<Option<usize>>,
+    /// Descriptions of machines, with the one that comes in the end.
+    pub(crate) descriptions: Vec<Machine>,
+    /// Workers that the scheduler knows by id.
+    pub(crate) registered: IndexMap<oxidask_scheduler::WorkerId, usize>,
+    /// Every client that there ever was.
+    pub(crate) clients: Vec<Client>,
+    /// The client of each number.
+    pub(crate) seats: Vec<Option<usize>>,
+    pub(crate) clients_by_id: IndexMap<oxidask_scheduler::ClientId, usize>,
+    /// Peers that cannot be reached: from, to, until.
+    pub(crate) cuts: Vec<(usize, usize, Micros)>,
+    pub(crate) replies: Vec<(RequestId, Result<Value, Failure>)>,
+    pub(crate) keys: Vec<Key>,
+    pub(crate) numbers: IndexMap<Key, usize>,
+    pub(crate) values: Vec<u64>,
+    pub(crate) tally: Tally,
+    pub(crate) coverage: Coverage,
+    pub(crate) events: u64,
+    stimuli: u64,
+    is_healed: bool,
+}
+
+/// What happened to each task, by number.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    /// Runs that began.
+    pub(crate) begun: Vec<u32>,
+    /// Runs that were sent to workers.
+    pub(crate) sent: Vec<u32>,
+    /// Sent again for a reason that is the task's own or stealing's.
+    pub(crate) explained: Vec<u32>,
+    /// Steps that may be why a task runs again.
+    pub(crate) disturbances: u32,
+    /// Workers that died, or were taken to be dead.
+    pub(crate) deaths: u32,
+}
+
+impl<'a> Cluster<'a> {
+    pub(crate) fn new(plan: &'a Plan) -> Self {
+        let keys: Vec<Key> = plan
+            .tasks
+            .iter()
+            .map(|task| Key::from(&*task.name))
+            .collect();
+        let numbers = keys.iter().cloned().zip(0..).collect();
+        let mut descriptions = plan.machines.clone();
+        descriptions.push(Machine {
+            nthreads: RESCUE_NTHREADS,
+            has_gpu: true,
+            ..Machine::default()
+        });
+        let count = plan.tasks.len();
+        Self {
+            plan,
+            agenda: Agenda::new(),
+            scheduler: SchedulerNode::new(&plan.settings),
+            workers: Vec::new(),
+            machines: vec![None; descriptions.len()],
+            descriptions,
+            registered: IndexMap::new(),
+            clients: Vec::new(),
+            seats: vec![None; plan.clients],
+            clients_by_id: IndexMap::new(),
+            cuts: Vec::new(),
+            replies: Vec::new(),
+            keys,
+            numbers,
+            values: reference::values(plan),
+            tally: Tally {
+                begun: vec![0; count],
+                sent: vec![0; count],
+                explained: vec![0; count],
+                disturbances: 0,
+                deaths: 0,
+            },
+            coverage: Coverage::default(),
+            events: 0,
+            stimuli: 0,
+            is_healed: false,
+        }
+    }
+
+    /// Seconds since the epoch.
+    pub(crate) fn time(&self) -> f64 {
+        EPOCH + self.agenda.now as f64 * 1e-6
+    }
+
+    pub(crate) fn stimulus(&mut self, prefix: &str) -> String {
+        self.stimuli += 1;
+        format!("{prefix}-{}", self.stimuli)
+    }
+
+    pub(crate) fn run(mut self) -> Outcome {
+        for seat in 0..self.seats.len() {
+            self.connect(seat, None);
+        }
+        for (number, step) in self.plan.steps.iter().enumerate() {
+            self.agenda.at(step.at, Happening::Step(number));
+        }
+        let last = self.plan.steps.last().map_or(0, |step| step.at);
+        self.agenda.at(last + 1, Happening::Heal);
+        self.agenda
+            .after(self.plan.settings.worker_ttl, Happening::CheckTtl);
+
+        self.play(|cluster| cluster.is_healed);
+        let deadline = self.agenda.now + SETTLE_MAX;
+        self.play(|cluster| cluster.is_settled() || cluster.agenda.now > deadline);
+        self.check_settled();
+        self.check_runs();
+        let futures = self.futures();
+
+        for client in 0..self.clients.len() {
+            self.disconnect(client);
+        }
+        self.forget_forgotten();
+        let deadline = self.agenda.now + EMPTY_MAX;
+        self.play(|cluster| cluster.is_empty() || cluster.agenda.now > deadline);
+        self.check_empty();
+        self.take_coverage();
+        Outcome {
+            coverage: self.coverage,
+            events: self.events,
+            runs: self.tally.begun,
+            futures,
+            seconds: self.agenda.now as f64 * 1e-6,
+        }
+    }
+
+    fn play(&mut self, is_over: impl Fn(&Self) -> bool) {
+        while !is_over(self) {
+            let happening = self.agenda.next().expect("heartbeats never end");
+            self.events += 1;
+            assert!(
+                self.events < EVENTS_MAX,
+                "after {EVENTS_MAX} events the run is not over"
+            );
+            self.happen(happening);
+        }
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Step(number) => self.step(number),
+            Happening::Heal => {
+                self.heal();
+                self.is_healed = true;
+            }
+            Happening::Register { worker } => self.register(worker),
+            Happening::FromWorker { worker, message } => self.worker_says(worker, message),
+            Happening::HeartbeatArrives {
+                worker,
+                executing,
+                nbytes,
+            } => self.heartbeat_arrives(worker, executing, nbytes),
+            Happening::WorkerGone { worker } => self.worker_gone(worker),
+            Happening::FromClient { client, message } => self.client_says(client, message),
+            Happening::ClientGone { client } => self.client_gone(client),
+            Happening::Expanded { client, submission } => self.expanded(client, &submission),
+            Happening::Exploded { bundle, blob } => self.exploded(bundle, &blob),
+            Happening::Tick { at } => self.tick(at),
+            Happening::Continue => {
+                self.scheduler.is_continuing = false;
+                if self.scheduler.core.has_pending_work() {
+                    self.scheduler_event(Event::Continue);
+                }
+            }
+            Happening::CheckTtl => self.check_ttl(),
+            Happening::Adaptive => self.adapt(),
+            Happening::Retire { addresses } => self.retire_workers(&addresses),
+            Happening::Replicate { address, key } => self.replicate(&address, key),
+            Happening::Retry { client, keys } => self.retry(client, keys),
+            Happening::AtWorker { worker, what } => self.at_worker(worker, what),
+            Happening::Thaw { worker } => self.thaw(worker),
+            Happening::Start {
+                machine,
+                same_address,
+            } => self.start(machine, same_address),
+            Happening::ToClient { client, message } => self.client_hears(client, message),
+            Happening::Scattered {
+                client,
+                task,
+                holder,
+            } => self.scattered(client, task, &holder),
+        }
+    }
+
+    /// Asks a worker for something after a delay of a connection of its own.
+    pub(crate) fn send_aside(&mut self, worker: usize, what: AtWorker) {
+        let delay = self.workers[worker].aside.delay(&self.plan.settings);
+        self.agenda
+            .after(delay, Happening::AtWorker { worker, what });
+    }
+
+    pub(crate) fn number(&self, key: &Key) -> usize {
+        *self
+            .numbers
+            .get(key)
+            .expect("every key is one of the plan's")
+    }
+}
