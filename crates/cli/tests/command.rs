@@ -256,7 +256,11 @@ fn errors_say_what_to_do() {
         ),
         (&["scheduler", "--python", "/nonexistent"], 1, "of --python"),
         (&["scheduler", "--nonesuch"], 2, "--nonesuch"),
-        (&["worker", "tcp://127.0.0.1:8786"], 2, "pip install oxidask"),
+        (
+            &["worker", "tcp://127.0.0.1:8786"],
+            2,
+            "pip install oxidask",
+        ),
     ] {
         let (code, text) = output(arguments);
         assert_eq!(code, status, "{text}");
