@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import sys
 import threading
 from collections import deque
@@ -568,8 +570,15 @@ def _security(settings: Mapping[str, Any]) -> Security:
     return Security(require_encryption=settings["require_encryption"], **files)
 
 
+def _reset_signals() -> None:
+    """Let a process that a task forks end as any other: ours tells its runtime."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(link: Link) -> None:
     """Start the event loop on a thread of its own. Native code calls this."""
+    os.register_at_fork(after_in_child=_reset_signals)
     threading.Thread(target=_main, args=(link,), name="IO loop", daemon=True).start()
 
 

@@ -301,6 +301,28 @@ def test_pools_by_annotation(tmp_path):
             assert await run_in("processes", os.getpid) != pid
             with pytest.raises(ValueError, match="Invalid executor 'other'; expected"):
                 await run_in("other")
+            # Else its process outlives the worker, which this test kills.
+            await client.run(
+                lambda dask_worker: dask_worker.executors["processes"].shutdown()
+            )
+
+    run(test)
+
+
+def test_processes_of_tasks_can_be_terminated(tmp_path):
+    def fork():
+        import multiprocessing
+
+        context = multiprocessing.get_context("fork")
+        process = context.Process(target=threading.Event().wait)
+        process.start()
+        process.terminate()
+        process.join()
+        return process.exitcode
+
+    async def test():
+        async with cluster(tmp_path) as (_, client, _):
+            assert await client.submit(fork) == -15
 
     run(test)
 
