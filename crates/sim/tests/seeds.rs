@@ -33,3 +33,12 @@ fn the_same_seed_gives_the_same_run() {
         assert_eq!(format!("{first:?}"), format!("{second:?}"), "seed {seed}");
     }
 }
+
+/// A result in memory is lost with its worker while what it depends on fails: it fails for
+/// the same reason, and was no actor.
+#[test]
+fn seed_39727866073375_fails_for_a_true_reason() {
+    let steps = [0, 5, 15, 34, 36];
+    let without = [2, 3, 6, 8, 11, 14, 15, 7, 9, 13, 16, 17, 18];
+    run(&generate(39_727_866_073_375).reduced(&steps, &without));
+}

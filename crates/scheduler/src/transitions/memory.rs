@@ -56,7 +56,8 @@ impl Scheduler {
         self.tasks[task].waiters = waiters;
     }
 
-    /// Actors only.
+    /// An actor is lost with its worker, or another result with something it depends on
+    /// that has failed at the same time.
     pub(super) fn memory_erred(&mut self, task: TaskId, cx: &mut Cx<'_>) {
         // Stock prepares `free-keys` and failures of all dependents here and then
         // drops them: only the waiters fail, and holders are not told.
@@ -65,7 +66,14 @@ impl Scheduler {
             self.workers[worker].actors.remove(task);
         }
         self.remove_all_replicas(task);
-        let failure = self.actor_lost(task);
+        let ts = &self.tasks[task];
+        let failed = ts
+            .dependencies
+            .iter()
+            .map(|dependency| &self.tasks[dependency]);
+        let mut failed = failed.filter(|dts| !ts.actor && dts.state == State::Erred);
+        let failure = failed.find_map(|dts| dts.failure.clone());
+        let failure = failure.unwrap_or_else(|| self.actor_lost(task));
         self.propagate_erred(
             task,
             Detail::Failed {
