@@ -1696,13 +1696,16 @@ class Host:
         """Bring the mirror to the present, unless it follows every change anyway."""
         if self._is_fresh or self._follows or self._is_applying:
             return
-        self.send({"id": 0, "op": "pull"})
-        self._wait(lambda: self._pulled is not None)
-        log, self._pulled = self._pulled, None
-        self.apply(log or b"")
+        self._pull("pull")
         # Until the event loop goes on, nobody can expect the state to change.
         self._is_fresh = True
         self._loop.call_soon(self._stale)
+
+    def _pull(self, op: str, **fields: Any) -> None:
+        self.send({"id": 0, "op": op, **fields})
+        self._wait(lambda: self._pulled is not None)
+        log, self._pulled = self._pulled, None
+        self.apply(log or b"")
 
     def _stale(self) -> None:
         self._is_fresh = False
@@ -1746,10 +1749,12 @@ class Host:
         follows = any(self._hooks[name] for name in _EVENT_HOOKS)
         if follows != self._follows:
             if follows:
-                self.refresh()
+                # What a new plug-in sees from now on is what its hooks go on from.
+                self._pull("follow", on=True)
+            else:
+                self.send({"id": 0, "op": "follow", "on": False})
             self._follows = follows
             self._is_fresh = False
-            self.send({"id": 0, "op": "follow", "on": follows})
         self.handlers_changed()
 
     def handlers_changed(self) -> None:

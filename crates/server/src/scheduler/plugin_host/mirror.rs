@@ -65,16 +65,18 @@ impl Shell {
     }
 
     /// Whether the host is told of transitions as they happen, or ceases to be.
+    ///
+    /// It first gets the state of this moment, as if it had pulled it: a plug-in that
+    /// looks at the state and waits for what follows from it must miss nothing between.
     pub(super) fn mirror_follow(&mut self, follows: bool) {
+        if follows {
+            self.mirror_pull();
+        }
         let Some(link) = &mut self.mirror else {
             return;
         };
         if follows == (link.mode != Mode::OnDemand) {
             return;
-        }
-        if follows {
-            // From here on without a gap.
-            send_changes(&mut self.core, &link.outgoing);
         }
         link.graphs.clear();
         link.mode = if follows {
@@ -165,11 +167,6 @@ impl Shell {
             link.graphs.push(arguments);
         }
     }
-}
-
-fn send_changes(core: &mut Scheduler, outgoing: &Outgoing) {
-    core.mirror_changes();
-    send_log(core, outgoing);
 }
 
 fn send_log(core: &mut Scheduler, outgoing: &Outgoing) {
