@@ -23,7 +23,7 @@ async def start_worker(
     if preload is not None:
         options += ["--preload", preload, *preload_argv]
     path = os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")]))
-    settings = {"PYTHONPATH": path, "DASK_DISTRIBUTED__SCHEDULER__VALIDATE": "True"}
+    settings = {"PYTHONPATH": path, "DASK_DISTRIBUTED__WORKER__VALIDATE": "True"}
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "oxidask", "worker", address, *options),
         env={**os.environ, **settings, **(env or {})},
