@@ -81,7 +81,8 @@ pub(super) async fn replicate(shell: &ShellHandle, mut args: Args) -> Result<Val
         shell
             .call(move |shell| {
                 for (worker, who_has) in &fetches {
-                    let message = map! { "action" => "replicate-add", "who_has" => map_of(who_has) };
+                    let message =
+                        map! { "action" => "replicate-add", "who_has" => map_of(who_has) };
                     shell.log_event(&[worker], Value::Map(message));
                 }
             })
