@@ -135,7 +135,9 @@ fn plain(value: &Value) -> wire::Value {
         Value::List(items) => items.iter().map(plain).collect(),
         Value::Map(map) => {
             let entries = map.iter();
-            let map: wire::Map = entries.map(|(key, value)| (key.as_str(), plain(value))).collect();
+            let map: wire::Map = entries
+                .map(|(key, value)| (key.as_str(), plain(value)))
+                .collect();
             map.into()
         }
     }
