@@ -58,7 +58,7 @@ async fn beat_once(handle: &ShellHandle) -> Option<Option<Duration>> {
                 target: "distributed.worker",
                 "Scheduler was unaware of this worker; shutting down."
             );
-            handle.close("worker-heartbeat-missing", true);
+            handle.forgotten("worker-heartbeat-missing");
             return None;
         }
         Some(_) | None => {

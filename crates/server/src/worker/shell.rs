@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use indexmap::IndexMap;
@@ -120,6 +121,8 @@ pub(super) struct ShellHandle {
     pub(super) pool: ConnectionPool,
     pub(super) executor: Arc<dyn Executor>,
     closing: Arc<watch::Sender<Option<Closing>>>,
+    /// The scheduler was asked to retire this worker; its answer will close it.
+    is_retiring: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for ShellHandle {
@@ -191,6 +194,16 @@ impl ShellHandle {
         });
     }
 
+    /// Closes because the scheduler no longer knows this worker.
+    ///
+    /// One that is retiring goes on to its own end: only there is it known whether
+    /// the nanny starts another one.
+    pub(super) fn forgotten(&self, reason: &str) {
+        if !self.is_retiring.load(Ordering::Relaxed) {
+            self.close(reason, true);
+        }
+    }
+
     /// As [`close`](Self::close).
     pub(super) fn close_as(&self, closing: Closing) {
         self.closing.send_if_modified(|current| {
@@ -221,6 +234,7 @@ impl ShellHandle {
             "remove" => true,
             "stimulus_id" => stimulus_id("worker-close-gracefully").as_str(),
         };
+        self.is_retiring.store(true, Ordering::Relaxed);
         let retired = self.request(&self.settings.scheduler, "retire_workers", fields);
         if let Err(error) = retired.await {
             error!(target: "distributed.worker", %error, "the scheduler cannot retire this worker");
@@ -299,6 +313,7 @@ impl Shell {
             pool,
             executor,
             closing: Arc::new(watch::Sender::new(None)),
+            is_retiring: Arc::default(),
         };
         let settings = &handle.settings;
         let monitor = Monitor::new(settings.monitor);

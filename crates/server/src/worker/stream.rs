@@ -19,7 +19,7 @@ pub(super) async fn serve(handle: ShellHandle, mut reader: Reader) {
             "closing the stream of scheduler {}: {reason}", handle.settings.scheduler
         );
     }
-    handle.close("worker-handle-scheduler-connection-broken", true);
+    handle.forgotten("worker-handle-scheduler-connection-broken");
 }
 
 /// Reads messages that a peer sends without waiting for answers, as on the
