@@ -82,6 +82,9 @@ _ENTRY_COUNT_SIGN = 50_000
 #: Tasks turned into plain data between two signs of life, for the same reason.
 _TASK_COUNT_SIGN = 5_000
 
+# How often spans are asked for again while groups come and go.
+_SPANS_ATTEMPTS = 10
+
 _ACTOR, _LOOSE, _LOST, _RUN_SPEC, _QUEUEABLE = 1, 2, 4, 8, 16
 
 #: Attributes that are brought up to date before they are read.
@@ -341,8 +344,13 @@ class Spans(SpansSchedulerExtension):
     def _refresh(self) -> None:
         if self._is_fresh:
             return
-        told = self._plugin_host.ask("spans", {})
-        groups = self.scheduler.task_groups
+        for _ in range(_SPANS_ATTEMPTS):
+            told = self._plugin_host.ask("spans", {})
+            groups = self.scheduler.task_groups
+            named = (name for about in told["spans"] for name in about["groups"])
+            if all(name in groups for name in named):
+                break
+            # The mirror was pulled after the answer, and a group is gone since.
         history = self._plugin_host.nthreads_history(told["history"])
         before, self._told_spans = self._told_spans, {}
         self._told_root_spans.clear()
