@@ -57,4 +57,4 @@ async def until(condition):
 
 
 def run(test):
-    asyncio.run(asyncio.wait_for(test(), 60))
+    asyncio.run(asyncio.wait_for(test(), 120))
