@@ -8,6 +8,7 @@ for tasks that submit tasks.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import signal
@@ -570,15 +571,38 @@ def _security(settings: Mapping[str, Any]) -> Security:
     return Security(require_encryption=settings["require_encryption"], **files)
 
 
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+_masks = threading.local()
+
+
+def _hold_signals() -> None:
+    # Until the child has its own handlers, one would be lost in ours.
+    _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+
+
+def _pass_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
+
+
 def _reset_signals() -> None:
-    """Let a process that a task forks end as any other: ours tells its runtime."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _ENDING:
         signal.signal(number, signal.SIG_DFL)
+    _pass_signals()
+
+
+@functools.cache
+def _guard_forks() -> None:
+    """Let a process that a task forks end as any other: ours tells its runtime."""
+    os.register_at_fork(
+        before=_hold_signals,
+        after_in_parent=_pass_signals,
+        after_in_child=_reset_signals,
+    )
 
 
 def start(link: Link) -> None:
     """Start the event loop on a thread of its own. Native code calls this."""
-    os.register_at_fork(after_in_child=_reset_signals)
+    _guard_forks()
     threading.Thread(target=_main, args=(link,), name="IO loop", daemon=True).start()
 
 
