@@ -26,6 +26,8 @@ struct Shared {
     changed: Notify,
     /// Wakes the task out of a write: there is no use in finishing it.
     aborted: Notify,
+    /// Wakes who waits until everything is sent.
+    sent: Notify,
     nbytes_max: usize,
 }
 
@@ -81,6 +83,7 @@ impl BatchedSender {
             }),
             changed: Notify::new(),
             aborted: Notify::new(),
+            sent: Notify::new(),
             nbytes_max,
         });
         let task = BatchedTask {
@@ -139,6 +142,17 @@ impl BatchedSender {
     pub fn hold(&self, time: Duration) {
         let mut state = self.shared.lock();
         state.held_until = state.held_until.max(Instant::now() + time);
+    }
+
+    /// Waits until what is queued now is written, or can no longer be.
+    pub async fn flushed(&self) {
+        loop {
+            let sent = self.shared.sent.notified();
+            if self.is_closed() || self.nbytes() == 0 {
+                return;
+            }
+            sent.await;
+        }
     }
 
     /// Bytes queued and in flight.
@@ -227,6 +241,7 @@ impl BatchedTask {
                 }
             }
             self.shared.lock().nbytes_in_flight = 0;
+            self.shared.sent.notify_waiters();
         }
     }
 }
@@ -241,5 +256,7 @@ impl Drop for AbortOnDrop {
         }
         state.batch = BatchWriter::new();
         state.nbytes_in_flight = 0;
+        drop(state);
+        self.0.sent.notify_waiters();
     }
 }

@@ -39,6 +39,11 @@ impl Stream {
         self.0.hold(time);
     }
 
+    /// Waits until what is queued now is written, or can no longer be.
+    pub(super) async fn flushed(&self) {
+        self.0.flushed().await;
+    }
+
     /// Sends what is queued, then closes.
     pub(super) fn close(&self) {
         self.0.close();

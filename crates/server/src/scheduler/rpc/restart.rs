@@ -7,14 +7,18 @@ use futures_util::future::join_all;
 use indexmap::IndexMap;
 use oxidask_scheduler::{Event, Failure, StimulusId, WorkerId};
 use oxidask_wire::{Map, Value, map};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tracing::{error, info, warn};
 
 use super::super::args::{Args, timeout_error, value_error};
 use super::super::shell::ShellHandle;
+use super::super::stream::Stream;
 
 /// How often the number of workers is looked at while they come back, as stock.
 const POLL: Duration = Duration::from_millis(200);
+
+/// How long clients may take to be told of a restart before it is answered. Chosen.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
 
 /// `Scheduler.restart_workers`.
 #[derive(Debug)]
@@ -47,10 +51,18 @@ pub(super) async fn restart(shell: &ShellHandle, mut args: Args) -> Result<Value
         raise: true,
         stimulus_id: stimulus_id.clone(),
     };
-    shell
-        .call(move |shell| shell.event(Event::Restart { stimulus_id }))
+    let clients = shell
+        .call(move |shell| {
+            shell.event(Event::Restart { stimulus_id });
+            let clients = shell.clients.values();
+            clients.map(|link| link.sender.clone()).collect::<Vec<_>>()
+        })
         .await?;
     restart_workers(shell, restart).await?;
+    // A client's futures are cancelled by what its stream tells, and it looks at them
+    // after the answer, which goes another way. One that does not read is not waited for.
+    let told = join_all(clients.iter().map(Stream::flushed));
+    let _ = timeout_at(Instant::now() + TOLD_WITHIN, told).await;
     Ok(Value::Nil)
 }
 
