@@ -607,6 +607,8 @@ def test_memory_sampler_sees_memory_come(client):
         future = client.submit(bytearray, 50_000_000, workers=["w0"])
         wait(future)
         eventually(lambda: reported_memory(client, "w0") > before + 25_000_000)
+        # A task that lasts some samples longer.
+        wait(client.submit(time.sleep, 0.1, workers=["w0"]))
     series = [nbytes for _, nbytes in sampler.samples["growth"]]
     assert max(series) > series[0] + 25_000_000
     times = [timestamp for timestamp, _ in sampler.samples["growth"]]
