@@ -46,11 +46,53 @@ impl Objective {
 
 /// Workers that hold inputs of a task, with the bytes each holds.
 #[derive(Debug, Default)]
-struct Holders {
+pub(crate) struct Holders {
     /// By rank; −1 where the worker holds nothing.
     nbytes: Vec<i64>,
     ranks: Vec<u32>,
     total_nbytes: i64,
+}
+
+impl Holders {
+    /// Takes the inputs of `task` in place of another's, by the same ranks: one pass
+    /// over them, whatever the number of candidates.
+    pub(crate) fn locate(&mut self, scheduler: &Scheduler, task: TaskId) {
+        for rank in self.ranks.drain(..) {
+            self.nbytes[rank as usize] = -1;
+        }
+        self.total_nbytes = 0;
+        let dependencies = &scheduler.tasks[task].dependencies;
+        if dependencies.is_empty() {
+            return;
+        }
+        self.nbytes.resize(scheduler.workers.len(), -1);
+        for dependency in dependencies {
+            let dts = &scheduler.tasks[dependency];
+            let nbytes = scheduler.nbytes(dts);
+            self.total_nbytes += nbytes;
+            for worker in &dts.who_has {
+                let rank = scheduler.workers[worker].rank;
+                let held = &mut self.nbytes[rank as usize];
+                if *held < 0 {
+                    *held = 0;
+                    self.ranks.push(rank);
+                }
+                *held += nbytes;
+            }
+        }
+    }
+
+    /// Ranks of the holders, in the order in which they were found.
+    pub(crate) fn ranks(&self) -> impl Iterator<Item = u32> {
+        self.ranks.iter().copied()
+    }
+
+    /// Seconds that the inputs need to get to the worker of this rank.
+    pub(crate) fn communication(&self, scheduler: &Scheduler, rank: u32) -> f64 {
+        let held = self.nbytes.get(rank as usize);
+        let held = held.map_or(0, |&nbytes| nbytes.max(0));
+        (self.total_nbytes - held) as f64 / scheduler.bandwidth
+    }
 }
 
 impl Scheduler {
@@ -234,9 +276,7 @@ impl Scheduler {
             running.iter().collect()
         } else {
             holders
-                .ranks
-                .iter()
-                .copied()
+                .ranks()
                 .filter(|&rank| running.contains(rank))
                 .collect()
         };
@@ -283,11 +323,7 @@ impl Scheduler {
 
     fn objective(&self, task: TaskId, worker: WorkerId, holders: &Holders) -> Objective {
         let ws = &self.workers[worker];
-        let held = holders
-            .nbytes
-            .get(ws.rank as usize)
-            .map_or(0, |&nbytes| nbytes.max(0));
-        let communication = (holders.total_nbytes - held) as f64 / self.bandwidth;
+        let communication = holders.communication(self, ws.rank);
         Objective {
             actors: if self.tasks[task].actor {
                 ws.actors.len()
@@ -299,28 +335,9 @@ impl Scheduler {
         }
     }
 
-    /// One pass over the inputs, whatever the number of candidates.
     fn holders(&self, task: TaskId) -> Holders {
         let mut holders = Holders::default();
-        let dependencies = &self.tasks[task].dependencies;
-        if dependencies.is_empty() {
-            return holders;
-        }
-        holders.nbytes = vec![-1; self.workers.len()];
-        for dependency in dependencies {
-            let dts = &self.tasks[dependency];
-            let nbytes = self.nbytes(dts);
-            holders.total_nbytes += nbytes;
-            for worker in &dts.who_has {
-                let rank = self.workers[worker].rank;
-                let held = &mut holders.nbytes[rank as usize];
-                if *held < 0 {
-                    *held = 0;
-                    holders.ranks.push(rank);
-                }
-                *held += nbytes;
-            }
-        }
+        holders.locate(self, task);
         holders
     }
 }

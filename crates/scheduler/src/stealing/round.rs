@@ -12,7 +12,7 @@ use oxidask_wire::Value;
 
 use super::LEVELS;
 use crate::id::{TaskId, WorkerId};
-use crate::placement::AHEAD_SECONDS;
+use crate::placement::{AHEAD_SECONDS, Holders};
 use crate::scheduler::{Cx, Scheduler};
 use crate::sets::RankSet;
 use crate::task::{TaskState, ordered};
@@ -56,9 +56,8 @@ struct Round {
     average: f64,
     thieves: RankSet,
     order: BTreeSet<Place>,
-    /// Bytes of the present task's inputs on each worker; −1 where there are none.
-    held: Vec<i64>,
-    holders: Vec<u32>,
+    /// Where the inputs of the present task are.
+    holders: Holders,
     /// The restrictions looked at last, and which workers satisfy them.
     valid: Option<(Restrictions, RankSet)>,
     looks_left: usize,
@@ -118,36 +117,8 @@ impl Round {
         self.thieves.is_empty() || self.looks_left == 0 || self.requests_left == 0
     }
 
-    /// Notes where the inputs of a task are; returns their bytes.
-    fn locate(&mut self, scheduler: &Scheduler, task: TaskId) -> i64 {
-        for rank in self.holders.drain(..) {
-            self.held[rank as usize] = -1;
-        }
-        let mut total = 0;
-        for dependency in &scheduler.tasks[task].dependencies {
-            let dts = &scheduler.tasks[dependency];
-            let nbytes = scheduler.nbytes(dts);
-            total += nbytes;
-            for worker in &dts.who_has {
-                let rank = scheduler.workers[worker].rank;
-                let held = &mut self.held[rank as usize];
-                if *held < 0 {
-                    *held = 0;
-                    self.holders.push(rank);
-                }
-                *held += nbytes;
-            }
-        }
-        total
-    }
-
-    /// Seconds that the located inputs need to get to a worker.
-    fn communication(&self, scheduler: &Scheduler, total: i64, rank: u32) -> f64 {
-        (total - self.held[rank as usize].max(0)) as f64 / scheduler.bandwidth
-    }
-
     /// The thief where the task, whose inputs are located, can start the soonest.
-    fn thief(&mut self, scheduler: &Scheduler, task: TaskId, total: i64) -> Option<u32> {
+    fn thief(&mut self, scheduler: &Scheduler, task: TaskId) -> Option<u32> {
         let ts = &scheduler.tasks[task];
         let mut pool = None;
         if let Some(mut valid) = self.valid_workers(scheduler, task).cloned() {
@@ -165,7 +136,7 @@ impl Round {
         let objective = |rank: u32| {
             let ws = &scheduler.workers[scheduler.workers.ranked(rank)];
             let start = self.occupancies[rank as usize] / f64::from(ws.nthreads.max(1))
-                + self.communication(scheduler, total, rank);
+                + self.holders.communication(scheduler, rank);
             let actors = if ts.actor { ws.actors.len() } else { 0 };
             (actors, ordered(start), ws.nbytes, rank)
         };
@@ -175,7 +146,7 @@ impl Round {
         let in_pool = |rank: &u32| pool.contains(*rank);
         let ranks = self.order.iter().map(|&(_, _, rank)| rank);
         let without_data = ranks.filter(in_pool).take(1);
-        let holders = self.holders.iter().copied().filter(in_pool);
+        let holders = self.holders.ranks().filter(in_pool);
         without_data
             .chain(holders)
             .min_by_key(|&rank| objective(rank))
@@ -240,8 +211,7 @@ impl Scheduler {
             average: self.total_occupancy() / self.workers.total_nthreads.max(1) as f64,
             thieves: self.workers.idle.clone(),
             order: BTreeSet::new(),
-            held: vec![-1; ids.len()],
-            holders: Vec::new(),
+            holders: Holders::default(),
             valid: None,
             looks_left: LOOKS_MAX,
             requests_left: REQUESTS_MAX,
@@ -348,15 +318,15 @@ impl Scheduler {
             // Its worker has not been told of it yet.
             return false;
         }
-        let total = round.locate(self, task);
-        let Some(thief) = round.thief(self, task, total) else {
+        round.holders.locate(self, task);
+        let Some(thief) = round.thief(self, task) else {
             return false;
         };
         let victim_rank = self.workers[victim].rank;
         let occupancy_thief = round.occupancies[thief as usize];
         let occupancy_victim = round.occupancies[victim_rank as usize];
-        let communication_thief = round.communication(self, total, thief);
-        let communication_victim = round.communication(self, total, victim_rank);
+        let communication_thief = round.holders.communication(self, thief);
+        let communication_victim = round.holders.communication(self, victim_rank);
         let compute = self.prefix_duration(self.groups[ts.group].prefix);
         if occupancy_thief + communication_thief + compute
             > occupancy_victim - (communication_victim + compute) / 2.0
