@@ -10,6 +10,7 @@ pub mod logging;
 pub mod memory;
 pub mod nanny;
 pub mod options;
+mod requests;
 pub mod scheduler;
 pub mod security;
 pub mod system;

@@ -44,6 +44,7 @@ use crate::config::ConfigError;
 use crate::graph_helper;
 use crate::logging::Logs;
 use crate::options::{OptionsError, SchedulerOptions};
+use crate::requests;
 use crate::versions::VersionsInfo;
 
 pub use info::{FEED_LENGTH, Happening, Info, Turns, View};
@@ -205,31 +206,15 @@ fn unique_id() -> String {
 }
 
 async fn accept(listener: Listener, shell: ShellHandle) {
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            incoming = listener.accept() => match incoming {
-                Ok(incoming) => {
-                    connections.spawn(serve::serve(incoming, shell.clone()));
-                }
-                Err(error) => {
-                    error!(target: "distributed.core", "{error}; the scheduler closes");
-                    shell.close("listener-failed");
-                    break;
-                }
-            },
-            Some(ended) = connections.join_next() => {
-                if let Err(error) = ended {
-                    error!(target: "distributed.core", %error, "a connection's task panicked");
-                }
-            }
-            _ = shell.closing() => break,
-        }
-    }
-    // The listener goes first, so that nobody new comes; streams end by themselves.
-    drop(listener);
-    let all_ended = async { while connections.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(CLOSE_TIMEOUT, all_ended).await;
+    let serve = |incoming| serve::serve(incoming, shell.clone());
+    let closing = async {
+        shell.closing().await;
+    };
+    let failed = |error| {
+        error!(target: "distributed.core", "{error}; the scheduler closes");
+        shell.close("listener-failed");
+    };
+    requests::accept(listener, serve, closing, failed, CLOSE_TIMEOUT).await;
 }
 
 impl Handle {

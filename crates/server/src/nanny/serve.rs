@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use oxidask_comm::{Connection, Incoming};
 use oxidask_wire::value::Enum;
-use oxidask_wire::{Frames, Map, Str, Value, map, message};
+use oxidask_wire::{Frames, Value, map, message};
 use oxidask_worker::task::TaskFailure;
-use tokio::task::JoinSet;
 use tracing::{debug, error, warn};
 
 use super::core::{CLOSE_TIMEOUT, Event};
 use super::{NannyHandle, NotStarted};
+use crate::requests::{self, Request};
 use crate::worker::args::Args;
 use crate::worker::executor::Answer;
 use crate::worker::failure;
@@ -24,30 +24,12 @@ const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Accepts connections until the nanny is closed.
 pub(super) async fn accept(listener: oxidask_comm::Listener, nanny: NannyHandle) {
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            incoming = listener.accept() => match incoming {
-                Ok(incoming) => {
-                    connections.spawn(establish(incoming, nanny.clone()));
-                }
-                Err(error) => {
-                    error!(target: "distributed.core", "{error}; the nanny closes");
-                    nanny.close("listener-failed", CLOSE_TIMEOUT);
-                    break;
-                }
-            },
-            Some(ended) = connections.join_next() => {
-                if let Err(error) = ended {
-                    error!(target: "distributed.core", %error, "a connection's task panicked");
-                }
-            }
-            () = nanny.closed() => break,
-        }
-    }
-    drop(listener);
-    let all_ended = async { while connections.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(END_TIMEOUT, all_ended).await;
+    let serve = |incoming| establish(incoming, nanny.clone());
+    let failed = |error| {
+        error!(target: "distributed.core", "{error}; the nanny closes");
+        nanny.close("listener-failed", CLOSE_TIMEOUT);
+    };
+    requests::accept(listener, serve, nanny.closed(), failed, END_TIMEOUT).await;
 }
 
 async fn establish(incoming: Incoming, nanny: NannyHandle) {
@@ -75,7 +57,7 @@ async fn serve(connection: Connection, nanny: &NannyHandle) {
                 break;
             }
         };
-        let Some(request) = message::decode(&frames).ok().and_then(request) else {
+        let Ok(Some(request)) = Request::read(&frames) else {
             warn!(
                 target: "distributed.core",
                 "closing a connection: a request must be a map with an `op`"
@@ -84,7 +66,7 @@ async fn serve(connection: Connection, nanny: &NannyHandle) {
         };
         let Request {
             op,
-            args,
+            fields,
             reply,
             close,
         } = request;
@@ -93,7 +75,7 @@ async fn serve(connection: Connection, nanny: &NannyHandle) {
         }
         let answer = match &*op {
             "run" | "plugin_add" | "plugin_remove" => in_python(nanny, frames).await,
-            _ => call(nanny, &op, args)
+            _ => call(nanny, &op, Args(fields))
                 .await
                 .map(|answer| message::encode(&answer)),
         };
@@ -113,28 +95,6 @@ async fn serve(connection: Connection, nanny: &NannyHandle) {
     }
     // The peer may have gone first.
     let _ = writer.close().await;
-}
-
-struct Request {
-    op: Str,
-    args: Args,
-    reply: bool,
-    close: bool,
-}
-
-fn request(message: Value) -> Option<Request> {
-    let mut fields = message.into_map()?;
-    let op = fields.take("op").and_then(Value::into_str)?.detached();
-    let flag = |fields: &mut Map, name, default| {
-        let flag = fields.take(name).and_then(|value| value.as_bool());
-        flag.unwrap_or(default)
-    };
-    Some(Request {
-        reply: flag(&mut fields, "reply", true),
-        close: flag(&mut fields, "close", false),
-        op,
-        args: Args(fields),
-    })
 }
 
 /// Answers a request. What nobody knows is answered with nil, as in Dask.

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use oxidask_comm::{Connection, Incoming, Reader, Writer};
 use oxidask_scheduler::Failure;
-use oxidask_wire::{Frames, Map, Value, message};
+use oxidask_wire::{Value, message};
 use tracing::{debug, warn};
 
 use super::args::{Args, uncaught_error, value_error};
 use super::shell::ShellHandle;
 use super::{client_stream, feed, rpc, worker_stream};
+use crate::requests::Request;
 
 /// Serves a new connection until it ends.
 pub(super) async fn serve(incoming: Incoming, shell: ShellHandle) {
@@ -31,16 +32,6 @@ struct Server {
     address: Arc<str>,
 }
 
-/// What a request asks of the dispatcher itself.
-struct Request {
-    op: String,
-    args: Args,
-    /// Write the return value?
-    reply: bool,
-    /// Close after the reply?
-    close: bool,
-}
-
 impl Server {
     async fn run(self, connection: Connection) {
         self.shell.ready().await;
@@ -58,7 +49,7 @@ impl Server {
                     break;
                 }
             };
-            let request = match Self::request(&frames) {
+            let request = match Request::read(&frames) {
                 Ok(Some(request)) => request,
                 Ok(None) => {
                     warn!(
@@ -90,29 +81,6 @@ impl Server {
         let _ = writer.close().await;
     }
 
-    fn request(frames: &Frames) -> Result<Option<Request>, oxidask_wire::Error> {
-        let Value::Map(mut fields) = message::decode(frames)? else {
-            return Ok(None);
-        };
-        let Some(op) = fields.take("op").and_then(Value::into_str) else {
-            return Ok(None);
-        };
-        let flag = |fields: &mut Map, name, default| {
-            fields
-                .take(name)
-                .and_then(|value| value.as_bool())
-                .unwrap_or(default)
-        };
-        let reply = flag(&mut fields, "reply", true);
-        let close = flag(&mut fields, "close", false);
-        Ok(Some(Request {
-            op: op.as_str().to_owned(),
-            args: Args(fields),
-            reply,
-            close,
-        }))
-    }
-
     /// Returns the halves of a connection that stays an RPC connection.
     async fn handle(
         &self,
@@ -122,12 +90,13 @@ impl Server {
     ) -> Option<(Reader, Writer)> {
         let Request {
             op,
-            args,
+            fields,
             reply,
             close,
         } = request;
+        let args = Args(fields);
         let (mut reader, mut writer) = (reader, writer);
-        if self.shell.settings.blocked_handlers.contains(&op) {
+        if self.shell.settings.blocked_handlers.contains(&*op) {
             let text = format!(
                 "The '{op}' handler has been explicitly disallowed in Scheduler, possibly due to security concerns."
             );

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use oxidask_comm::{Address, Connection, Incoming, Reader, Writer};
 use oxidask_wire::compression::Compression;
-use oxidask_wire::{Frames, Map, Str, Value, message};
+use oxidask_wire::{Value, message};
 use tracing::{debug, warn};
 
 use super::args::Args;
 use super::shell::ShellHandle;
 use super::{failure, rpc, stream};
+use crate::requests::{self, Request};
 
 /// Serves a new connection until it ends.
 pub(super) async fn serve(incoming: Incoming, handle: ShellHandle) {
@@ -25,16 +26,6 @@ pub(super) async fn serve(incoming: Incoming, handle: ShellHandle) {
 struct Server {
     handle: ShellHandle,
     peer: Address,
-}
-
-/// What a request asks of the dispatcher itself.
-struct Request {
-    op: Str,
-    args: Args,
-    /// Write the return value?
-    reply: bool,
-    /// Close after the reply?
-    close: bool,
 }
 
 impl Server {
@@ -56,7 +47,7 @@ impl Server {
                     break;
                 }
             };
-            let request = match request(&frames) {
+            let request = match Request::read(&frames) {
                 Ok(Some(request)) => request,
                 Ok(None) => {
                     warn!(
@@ -99,10 +90,11 @@ impl Server {
     ) -> Option<()> {
         let Request {
             op,
-            args,
+            fields,
             reply,
             close,
         } = request;
+        let args = Args(fields);
         let answer = if self.handle.settings.blocked_handlers.contains(&*op) {
             let text = format!(
                 "The '{op}' handler has been explicitly disallowed in Worker, possibly due to security concerns."
@@ -152,54 +144,17 @@ impl Server {
     }
 }
 
-fn request(frames: &Frames) -> Result<Option<Request>, oxidask_wire::Error> {
-    let Value::Map(mut fields) = message::decode(frames)? else {
-        return Ok(None);
-    };
-    let Some(op) = fields.take("op").and_then(Value::into_str) else {
-        return Ok(None);
-    };
-    let flag = |fields: &mut Map, name, default| {
-        let flag = fields.take(name).and_then(|value| value.as_bool());
-        flag.unwrap_or(default)
-    };
-    let reply = flag(&mut fields, "reply", true);
-    let close = flag(&mut fields, "close", false);
-    Ok(Some(Request {
-        op: op.detached(),
-        args: Args(fields),
-        reply,
-        close,
-    }))
-}
-
 /// Accepts connections until the worker closes.
 pub(super) async fn accept(listener: oxidask_comm::Listener, handle: ShellHandle) {
-    let mut connections = tokio::task::JoinSet::new();
-    loop {
-        tokio::select! {
-            incoming = listener.accept() => match incoming {
-                Ok(incoming) => {
-                    connections.spawn(serve(incoming, handle.clone()));
-                }
-                Err(error) => {
-                    tracing::error!(target: "distributed.core", "{error}; the worker closes");
-                    handle.close("listener-failed", false);
-                    break;
-                }
-            },
-            Some(ended) = connections.join_next() => {
-                if let Err(error) = ended {
-                    tracing::error!(target: "distributed.core", %error, "a connection's task panicked");
-                }
-            }
-            _ = handle.closing() => break,
-        }
-    }
-    // The listener goes first, so that nobody new comes.
-    drop(listener);
-    let all_ended = async { while connections.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(super::CLOSE_TIMEOUT, all_ended).await;
+    let serve = |incoming| serve(incoming, handle.clone());
+    let closing = async {
+        handle.closing().await;
+    };
+    let failed = |error| {
+        tracing::error!(target: "distributed.core", "{error}; the worker closes");
+        handle.close("listener-failed", false);
+    };
+    requests::accept(listener, serve, closing, failed, super::CLOSE_TIMEOUT).await;
 }
 
 /// Whether both ends are on one host, as far as addresses tell.
