@@ -82,9 +82,6 @@ _ENTRY_COUNT_SIGN = 50_000
 #: Tasks turned into plain data between two signs of life, for the same reason.
 _TASK_COUNT_SIGN = 5_000
 
-# How often spans are asked for again while groups come and go.
-_SPANS_ATTEMPTS = 10
-
 _ACTOR, _LOOSE, _LOST, _RUN_SPEC, _QUEUEABLE = 1, 2, 4, 8, 16
 
 #: Attributes that are brought up to date before they are read.
@@ -344,13 +341,8 @@ class Spans(SpansSchedulerExtension):
     def _refresh(self) -> None:
         if self._is_fresh:
             return
-        for _ in range(_SPANS_ATTEMPTS):
-            told = self._plugin_host.ask("spans", {})
-            groups = self.scheduler.task_groups
-            named = (name for about in told["spans"] for name in about["groups"])
-            if all(name in groups for name in named):
-                break
-            # The mirror was pulled after the answer, and a group is gone since.
+        told = self._plugin_host.ask_in_step("spans", {})
+        groups = self.scheduler.task_groups
         history = self._plugin_host.nthreads_history(told["history"])
         before, self._told_spans = self._told_spans, {}
         self._told_root_spans.clear()
@@ -1670,6 +1662,13 @@ class Host:
         self._is_fresh = False
         return _result(self._answers.pop(number))
 
+    def ask_in_step(self, op: str, arguments: dict[str, Any]) -> Any:
+        """As `ask`; the mirror is then that of the moment of the answer."""
+        answer = self.ask(op, arguments)
+        if self._pulled is not None:
+            self._apply_pulled()
+        return answer
+
     async def ask_async(self, op: str, arguments: dict[str, Any]) -> Any:
         """Have an operation carried out that may take long."""
         number = self._ask(op, arguments, spawn=True)
@@ -1705,15 +1704,18 @@ class Host:
         if self._is_fresh or self._follows or self._is_applying:
             return
         self._pull("pull")
-        # Until the event loop goes on, nobody can expect the state to change.
-        self._is_fresh = True
-        self._loop.call_soon(self._stale)
 
     def _pull(self, op: str, **fields: Any) -> None:
         self.send({"id": 0, "op": op, **fields})
         self._wait(lambda: self._pulled is not None)
+        self._apply_pulled()
+
+    def _apply_pulled(self) -> None:
         log, self._pulled = self._pulled, None
         self.apply(log or b"")
+        # Until the event loop goes on, nobody can expect the state to change.
+        self._is_fresh = True
+        self._loop.call_soon(self._stale)
 
     def _stale(self) -> None:
         self._is_fresh = False

@@ -97,6 +97,14 @@ impl Shell {
         }
     }
 
+    /// Has the host know the state of this moment when it reads what is sent next.
+    pub(super) fn mirror_sync(&mut self) {
+        let link = self.mirror.as_ref();
+        if link.is_some_and(|link| link.mode == Mode::OnDemand) {
+            self.mirror_pull();
+        }
+    }
+
     /// Tells the host what the last event did.
     pub(in crate::scheduler) fn mirror_settle(&mut self) {
         let Some(link) = &mut self.mirror else {

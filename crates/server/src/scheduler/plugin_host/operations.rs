@@ -116,7 +116,14 @@ async fn carry_out(shell: &ShellHandle, op: &str, mut args: Args) -> Result<Valu
         }
         "computations" => return Ok(shell.call(|shell| computations(shell)).await?),
         "erred-tasks" => return Ok(shell.call(|shell| erred_tasks(shell)).await?),
-        "spans" => return Ok(shell.call(|shell| spans(shell)).await?),
+        "spans" => {
+            let spans = shell.call(|shell| {
+                // They name groups, so the host looks at the groups of the same moment.
+                shell.mirror_sync();
+                spans(shell)
+            });
+            return Ok(spans.await?);
+        }
         "nthreads-history" => return Ok(shell.call(|shell| nthreads_history(shell)).await?),
         "worker-metrics" => {
             return Ok(shell
