@@ -114,7 +114,7 @@ impl GatherPlan {
                 for key in keys {
                     match data.remove(&key) {
                         Some(value) => {
-                            self.wanted.shift_remove(&key);
+                            self.wanted.swap_remove(&key);
                             self.data.push((key, value));
                         }
                         None => {
@@ -123,7 +123,7 @@ impl GatherPlan {
                                 // Asked once and without the key: whatever the scheduler says,
                                 // it is not asked for this key again.
                                 if holders.is_empty() {
-                                    self.wanted.shift_remove(&key);
+                                    self.wanted.swap_remove(&key);
                                     self.failed.push(key);
                                 }
                             }
@@ -139,7 +139,7 @@ impl GatherPlan {
             }
             Answer::Failed => {
                 for key in keys {
-                    self.wanted.shift_remove(&key);
+                    self.wanted.swap_remove(&key);
                     self.failed.push(key);
                 }
             }
