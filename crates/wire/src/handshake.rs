@@ -2,6 +2,13 @@
 
 use crate::{Error, Frames, Map, Result, Str, Value, map, message};
 
+/// Name of [`Handshake::native`] in the message.
+const NATIVE: &str = "oxidask";
+
+/// The version of [`Handshake::native`] that this code speaks: calls of functions
+/// by number ([`crate::stream::RunSpec::Known`]).
+pub const NATIVE_VERSION: u32 = 1;
+
 /// What a side says of itself before anything else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handshake {
@@ -11,6 +18,9 @@ pub struct Handshake {
     pub python: [u32; 3],
     /// Highest pickle protocol this side reads.
     pub pickle_protocol: u32,
+    /// Version of the messages that only Oxidask's own processes understand;
+    /// `None` if this side does not offer them. Stock ignores the field.
+    pub native: Option<u32>,
 }
 
 /// What both sides keep to.
@@ -20,6 +30,8 @@ pub struct Negotiated {
     pub compression: Option<Str>,
     /// The lower of the two pickle protocols.
     pub pickle_protocol: u32,
+    /// The lower of the two versions, if both sides offer any.
+    pub native: Option<u32>,
 }
 
 impl Handshake {
@@ -32,17 +44,22 @@ impl Handshake {
             compression: None,
             python,
             pickle_protocol: 5,
+            native: None,
         }
     }
 
     /// As a message.
     pub fn encode(&self) -> Frames {
         let python: Vec<Value> = self.python.iter().map(|&part| Value::from(part)).collect();
-        message::encode(&Value::from(map! {
+        let mut fields = map! {
             "compression" => self.compression.clone(),
             "python" => python,
             "pickle-protocol" => self.pickle_protocol,
-        }))
+        };
+        if let Some(version) = self.native {
+            fields.push(NATIVE, version);
+        }
+        message::encode(&Value::from(fields))
     }
 
     /// From a message.
@@ -62,13 +79,11 @@ impl Handshake {
         let Some(protocol) = map.get("pickle-protocol") else {
             return Err(Error::VersionsNotInSync);
         };
-        let pickle_protocol = (protocol.as_u64().and_then(|p| u32::try_from(p).ok())).ok_or(
-            Error::UnexpectedType {
-                field: "pickle-protocol",
-                expected: "a small int",
-                found: protocol.type_name(),
-            },
-        )?;
+        let pickle_protocol = small(protocol).ok_or(Error::UnexpectedType {
+            field: "pickle-protocol",
+            expected: "a small int",
+            found: protocol.type_name(),
+        })?;
         let compression = match map.get("compression") {
             None | Some(Value::Nil) => None,
             Some(Value::Str(name)) => Some(name.detached()),
@@ -84,6 +99,8 @@ impl Handshake {
             compression,
             python: python_of(&map),
             pickle_protocol,
+            // A version that cannot be read is none that we know.
+            native: map.get(NATIVE).and_then(small),
         })
     }
 
@@ -95,18 +112,23 @@ impl Handshake {
                 .clone()
                 .filter(|name| remote.compression.as_ref() == Some(name)),
             pickle_protocol: self.pickle_protocol.min(remote.pickle_protocol),
+            native: self
+                .native
+                .zip(remote.native)
+                .map(|(own, other)| own.min(other)),
         }
     }
+}
+
+fn small(value: &Value) -> Option<u32> {
+    u32::try_from(value.as_u64()?).ok()
 }
 
 fn python_of(map: &Map) -> [u32; 3] {
     let mut version = [0; 3];
     let parts = map.get("python").and_then(Value::as_array).unwrap_or(&[]);
     for (slot, part) in version.iter_mut().zip(parts) {
-        *slot = part
-            .as_u64()
-            .and_then(|p| u32::try_from(p).ok())
-            .unwrap_or(0);
+        *slot = small(part).unwrap_or(0);
     }
     version
 }

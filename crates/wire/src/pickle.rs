@@ -52,6 +52,24 @@ mod op {
     pub(super) const LONG_BINGET: u8 = b'j';
 }
 
+/// Codes of the extensions in the arguments of a call; see `docs/graph-helper.md`.
+pub mod argument {
+    /// msgpack of a key: what this task makes.
+    pub const REFERENCE: i8 = 1;
+    /// A list of values.
+    pub const LIST: i8 = 2;
+    /// A tuple of values.
+    pub const TUPLE: i8 = 3;
+    /// A dict, as an array of pairs.
+    pub const DICT: i8 = 4;
+    /// A list of arguments, references among them.
+    pub const NODE_LIST: i8 = 5;
+    /// A tuple of arguments, references among them.
+    pub const NODE_TUPLE: i8 = 6;
+    /// The pickle of anything else that is small.
+    pub const PICKLE: i8 = 7;
+}
+
 /// The pickle of `Task(key, function, *args)` of `dask._task_spec`.
 ///
 /// `function` is a pickle of its own and stays one: it is loaded by a nested
@@ -419,24 +437,24 @@ impl Pickler {
     fn extension(&mut self, kind: i8, payload: &[u8], depth: usize) -> Result<()> {
         let mut reader = Reader::of_slice(payload, "call argument");
         match kind {
-            1 => {
+            argument::REFERENCE => {
                 let key = Key::from_msgpack(payload)?;
                 self.global("dask._task_spec", "TaskRef");
                 self.key(&key);
                 self.out.extend_from_slice(&[op::TUPLE1, op::REDUCE]);
                 return Ok(());
             }
-            2 => {
+            argument::LIST => {
                 self.out.extend_from_slice(&[op::EMPTY_LIST, op::MARK]);
                 self.items(&mut reader, depth)?;
                 self.op(op::APPENDS);
             }
-            3 => {
+            argument::TUPLE => {
                 self.op(op::MARK);
                 self.items(&mut reader, depth)?;
                 self.op(op::TUPLE);
             }
-            4 => {
+            argument::DICT => {
                 self.out.extend_from_slice(&[op::EMPTY_DICT, op::MARK]);
                 for _ in 0..reader.array_len()? {
                     let count = reader.array_len()?;
@@ -451,22 +469,23 @@ impl Pickler {
                 }
                 self.op(op::SETITEMS);
             }
-            5 | 6 => {
-                let class = if kind == 5 { "List" } else { "Tuple" };
+            argument::NODE_LIST | argument::NODE_TUPLE => {
+                let is_list = kind == argument::NODE_LIST;
+                let class = if is_list { "List" } else { "Tuple" };
                 self.global("dask._task_spec", class);
                 // A single argument that is a list (tuple) would be taken for
                 // the items themselves, so one is always passed that way.
                 self.op(op::MARK);
-                if kind == 5 {
+                if is_list {
                     self.out.extend_from_slice(&[op::EMPTY_LIST, op::MARK]);
                 } else {
                     self.op(op::MARK);
                 }
                 self.items(&mut reader, depth)?;
-                self.op(if kind == 5 { op::APPENDS } else { op::TUPLE });
+                self.op(if is_list { op::APPENDS } else { op::TUPLE });
                 self.out.extend_from_slice(&[op::TUPLE, op::REDUCE]);
             }
-            7 => {
+            argument::PICKLE => {
                 self.loads(payload);
                 return Ok(());
             }

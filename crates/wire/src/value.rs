@@ -174,6 +174,11 @@ const BYTES_HEADER: &[u8] = b"\x88\xaasub-header\x80\xa4type\xa5bytes\xaftype-se
     \xaaserializer\xa4dask\xb4split-num-sub-frames\x91\x01\xadsplit-offsets\x91\0\
     \xabcompression\x91\xc0\xaenum-sub-frames\x01";
 
+/// Sub-header of a value that was pickled without buffers.
+const PICKLE_HEADER: &[u8] = b"\x86\xaaserializer\xa6pickle\xa9writeable\x90\
+    \xb4split-num-sub-frames\x91\x01\xadsplit-offsets\x91\0\
+    \xabcompression\x91\xc0\xaenum-sub-frames\x01";
+
 /// Sub-header of a value that no family could serialise.
 const ERROR_HEADER: &[u8] = b"\x85\xaaserializer\xa5error\xb4split-num-sub-frames\x91\x01\
     \xadsplit-offsets\x91\0\xabcompression\x91\xc0\xaenum-sub-frames\x01";
@@ -507,6 +512,14 @@ impl Serialized {
         Self {
             header: Bytes::from_static(BYTES_HEADER),
             frames: SmallVec::from_iter([bytes]),
+        }
+    }
+
+    /// What `to_serialize` sends of a value that is pickled without buffers.
+    pub fn of_pickle(pickle: Bytes) -> Self {
+        Self {
+            header: Bytes::from_static(PICKLE_HEADER),
+            frames: SmallVec::from_iter([pickle]),
         }
     }
 

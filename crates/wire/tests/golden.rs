@@ -16,8 +16,8 @@ use bytes::Bytes;
 use oxidask_wire::frame::{Decoder, Limits, to_stream};
 use oxidask_wire::handshake::Handshake;
 use oxidask_wire::stream::{
-    ClientMessage, SchedulerMessage, WorkerMessage, decode_client_batch, decode_scheduler_batch,
-    decode_worker_batch,
+    AskedRunSpec, ClientMessage, SchedulerMessage, WorkerMessage, decode_client_batch,
+    decode_scheduler_batch, decode_worker_batch,
 };
 use oxidask_wire::{Frames, Key, Map, Value, decode, encode};
 use serde_json::json;
@@ -174,6 +174,15 @@ fn handshakes_negotiate() {
     assert_eq!(agreed.compression.as_deref(), Some("lz4"));
     assert_eq!(with("lz4").negotiate(&with("zstd")).compression, None);
     assert_eq!(with("lz4").negotiate(&ours).compression, None);
+
+    let native = |version: u32| Handshake {
+        native: Some(version),
+        ..ours.clone()
+    };
+    assert_eq!(native(1).negotiate(&native(2)).native, Some(1));
+    assert_eq!(native(1).negotiate(&scheduler).native, None);
+    assert_eq!(ours.negotiate(&native(1)).native, None);
+    assert_eq!(Handshake::decode(&native(1).encode()).unwrap(), native(1));
     assert_eq!(
         Handshake::decode(&with("lz4").encode()).unwrap(),
         with("lz4")
@@ -265,7 +274,10 @@ fn compute_task_is_typed_for_a_worker() {
     for task in &tasks {
         assert_eq!(task.priority.len(), 3);
         assert!(task.stimulus_id.starts_with("compute-task-"));
-        assert!(task.run_spec.as_pickled().is_some());
+        let AskedRunSpec::Node(node) = &task.run_spec else {
+            panic!("{:?}", task.run_spec);
+        };
+        assert!(node.as_pickled().is_some());
         let dependencies: Vec<_> = task.who_has.iter().map(|(key, _)| key).collect();
         let sized: Vec<_> = task.nbytes.iter().map(|(key, _)| key).collect();
         assert_eq!(dependencies, sized);

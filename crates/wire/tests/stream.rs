@@ -4,9 +4,11 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use oxidask_wire::stream::{
-    ComputeTask, Dependency, ErredTask, FinishedTask, Number, RunSpec, SchedulerMessage, StartStop,
-    ToScheduler, ToWorker, WorkerMessage, decode_scheduler_batch, decode_worker_batch,
+    AskedRunSpec, ComputeTask, Dependency, ErredTask, FinishedTask, Number, RunSpec,
+    SchedulerMessage, StartStop, ToScheduler, ToWorker, WorkerMessage, decode_scheduler_batch,
+    decode_worker_batch,
 };
 use oxidask_wire::{BatchWriter, Key, Map, Str, Value, encode, map};
 
@@ -58,12 +60,71 @@ fn a_worker_reads_compute_task() {
     let holders = vec!["tcp://a:1".into(), "tcp://b:2".into()];
     assert_eq!(task.who_has, [(needed.clone(), holders)]);
     assert_eq!(task.nbytes, [(needed, -1)]);
-    let pickle = task.run_spec.as_pickled().unwrap().pickle().unwrap();
-    assert_eq!(pickle.as_ref(), b"spec");
+    let AskedRunSpec::Node(node) = &task.run_spec else {
+        panic!("{:?}", task.run_spec);
+    };
+    assert_eq!(node.as_pickled().unwrap().pickle().unwrap(), "spec");
     assert_eq!(task.resource_restrictions, [("GPU".into(), 1.0)]);
     assert!(task.actor);
     assert_eq!(task.annotations, annotations);
     assert_eq!(task.span_id, Some("span".into()));
+}
+
+#[test]
+fn a_worker_reads_calls_of_numbered_functions() {
+    let key = Key::from("x");
+    for function in [None, Some(b"function".as_slice())] {
+        let message = told_worker(&ToWorker::ComputeTask(ComputeTask {
+            key: &key,
+            run_id: 0,
+            priority: [Number::Int(0); 3],
+            stimulus_id: "s-1",
+            dependencies: &[],
+            run_spec: RunSpec::Known {
+                number: 7,
+                function,
+                arguments: b"arguments",
+            },
+            resource_restrictions: None,
+            actor: false,
+            annotations: None,
+            span_id: None,
+        }));
+        let SchedulerMessage::ComputeTask(task) = message else {
+            panic!("{message:?}");
+        };
+        let expected = AskedRunSpec::Known {
+            number: 7,
+            function: function.map(Bytes::from_static),
+            arguments: Bytes::from_static(b"arguments"),
+        };
+        assert_eq!(task.run_spec, expected);
+    }
+}
+
+#[test]
+fn a_call_that_is_none_is_refused() {
+    for run_spec in [
+        Value::Array(vec![]),
+        Value::Array(vec![7.into(), Value::Nil, "text".into()]),
+        Value::Array(vec![7.into(), 8.into(), Bytes::new().into()]),
+        Value::Array(vec![(-1).into(), Value::Nil, Bytes::new().into()]),
+        Value::Array(vec![(1_u64 << 32).into(), Value::Nil, Bytes::new().into()]),
+    ] {
+        let message = map! {
+            "op" => "compute-task",
+            "key" => "x",
+            "run_id" => 0,
+            "priority" => Value::Array(vec![0.into(), 0.into(), 0.into()]),
+            "stimulus_id" => "s-1",
+            "who_has" => Map::new(),
+            "nbytes" => Map::new(),
+            "run_spec" => run_spec,
+        };
+        let batch = encode(&Value::Array(vec![message.into()]));
+        let error = decode_scheduler_batch(&batch).unwrap_err().to_string();
+        assert!(error.contains("[number, function, arguments]"), "{error}");
+    }
 }
 
 #[test]

@@ -409,6 +409,16 @@ pub enum RunSpec<'a> {
         /// msgpack of the arguments.
         arguments: &'a [u8],
     },
+    /// A call of a function that the receiver has, or now gets, under a number; for
+    /// peers that agreed on it ([`Negotiated::native`](crate::handshake::Negotiated)).
+    Known {
+        /// Of the function; see [`FunctionNumbers`](super::FunctionNumbers).
+        number: u32,
+        /// Pickle of the function, the first time.
+        function: Option<&'a [u8]>,
+        /// msgpack of the arguments.
+        arguments: &'a [u8],
+    },
 }
 
 impl ComputeTask<'_> {
@@ -418,7 +428,9 @@ impl ComputeTask<'_> {
                 function,
                 arguments,
             } => Some(task_pickle(self.key, function, arguments)?),
-            RunSpec::None | RunSpec::Pickle(..) | RunSpec::Pickled(_) => None,
+            RunSpec::None | RunSpec::Pickle(..) | RunSpec::Pickled(_) | RunSpec::Known { .. } => {
+                None
+            }
         };
         let w = batch.message();
         head(w, 12, "compute-task");
@@ -449,6 +461,22 @@ impl ComputeTask<'_> {
             (_, Some(pickle)) => w.pickle(pickle, &[]),
             (RunSpec::Pickle(pickle, buffers), None) => w.pickle(pickle, buffers),
             (RunSpec::Pickled(node), None) => w.pickled(node),
+            (
+                RunSpec::Known {
+                    number,
+                    function,
+                    arguments,
+                },
+                None,
+            ) => {
+                w.array(3);
+                w.uint(number.into());
+                match function {
+                    Some(function) => w.bin(function),
+                    None => w.nil(),
+                }
+                w.bin(arguments);
+            }
             (RunSpec::None | RunSpec::Call { .. }, None) => w.nil(),
         }
         w.str("resource_restrictions");

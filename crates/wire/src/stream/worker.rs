@@ -102,8 +102,8 @@ pub struct AskedComputeTask {
     pub who_has: Vec<(Key, Vec<Str>)>,
     /// Bytes in memory by dependency, −1 if unknown.
     pub nbytes: Vec<(Key, i64)>,
-    /// How to compute it, opaque.
-    pub run_spec: Value,
+    /// How to compute it.
+    pub run_spec: AskedRunSpec,
     /// Amounts by resource.
     pub resource_restrictions: Vec<(Str, f64)>,
     /// Keep the object alive at the worker.
@@ -112,6 +112,22 @@ pub struct AskedComputeTask {
     pub annotations: Map,
     /// Group of metrics.
     pub span_id: Option<Str>,
+}
+
+/// How a worker is to compute a task.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AskedRunSpec {
+    /// As stock sends it, opaque: the pickle of a graph node, or nil.
+    Node(Value),
+    /// [`RunSpec::Known`](super::RunSpec::Known)
+    Known {
+        /// Of the function; see [`Functions`](super::Functions).
+        number: u32,
+        /// Pickle of the function, the first time.
+        function: Option<Bytes>,
+        /// msgpack of the arguments.
+        arguments: Bytes,
+    },
 }
 
 /// Decodes a batch from the scheduler.
@@ -212,7 +228,7 @@ fn compute_task(mut m: Message<'_, '_, '_>) -> Result<AskedComputeTask> {
         stimulus_id = "stimulus_id" => m.reader.string()?;
         who_has = "who_has" => m.who_has()?;
         nbytes = "nbytes" => m.ints_by_key()?;
-        run_spec = "run_spec" => m.value()?;
+        run_spec = "run_spec" => m.run_spec()?;
         resource_restrictions = "resource_restrictions" => m.optional(Message::amounts)?;
         actor = "actor" => m.reader.bool()?;
         annotations = "annotations" => m.optional(Message::map)?;
@@ -250,6 +266,30 @@ impl Message<'_, '_, '_> {
             amounts.push((self.reader.string()?, self.reader.float()?));
         }
         Ok(amounts)
+    }
+
+    fn run_spec(&mut self) -> Result<AskedRunSpec> {
+        let wrong = |m: &Self, found: &Value| m.wrong("[number, function, arguments]", found);
+        let parts = match self.value()? {
+            Value::Array(parts) => parts,
+            node => return Ok(AskedRunSpec::Node(node)),
+        };
+        let parts = <[Value; 3]>::try_from(parts);
+        let [number, function, arguments] =
+            parts.map_err(|parts| wrong(self, &Value::Array(parts)))?;
+        let number = number
+            .as_u64()
+            .and_then(|number| u32::try_from(number).ok());
+        match (number, function, arguments) {
+            (Some(number), function @ (Value::Nil | Value::Bin(_)), Value::Bin(arguments)) => {
+                Ok(AskedRunSpec::Known {
+                    number,
+                    function: function.into_bin(),
+                    arguments,
+                })
+            }
+            (_, function, _) => Err(wrong(self, &function)),
+        }
     }
 
     fn map(&mut self) -> Result<Map> {
