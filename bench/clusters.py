@@ -41,6 +41,13 @@ _STOCK_WORKER = (
     "{python} -m dask worker {address} --nthreads {nthreads} --no-nanny --no-dashboard "
     "--memory-limit {memory_limit} --local-directory {local_directory}"
 )
+_OXIDASK_WORKER = (
+    "{oxidask} worker {address} --nthreads {nthreads} --no-nanny --no-dashboard "
+    "--memory-limit {memory_limit} --local-directory {local_directory}"
+)
+_BINARY_SCHEDULER = (
+    "{binary} scheduler --host {host} --port {port} --no-dashboard --python {python}"
+)
 ENGINES = {
     engine.name: engine
     for engine in (
@@ -56,9 +63,10 @@ ENGINES = {
         ),
         Engine(
             "oxidask-binary",
-            "{binary} scheduler --host {host} --port {port} --no-dashboard --python {python}",
+            _BINARY_SCHEDULER,
             _STOCK_WORKER,
         ),
+        Engine("oxidask-both", _BINARY_SCHEDULER, _OXIDASK_WORKER),
     )
 }
 
@@ -140,9 +148,12 @@ class Cluster:
         """Stop all processes and remove their files."""
         for process in reversed(self._processes):
             process.terminate()
+        # Nobody waits for what they say: a stock worker whose peer is gone already
+        # takes ten seconds to end.
+        deadline = time.monotonic() + 1.0
         for process in self._processes:
             try:
-                process.wait(8)
+                process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
