@@ -47,7 +47,17 @@ class Task:
     def executor(self) -> Any: ...
     @property
     def span(self) -> Any: ...
+    def call(self) -> tuple[Any, tuple[Any, ...], dict[str, Any] | None] | None: ...
     def load(self) -> tuple[Any, dict[Any, Any]]: ...
+    def returned(
+        self,
+        value: Any,
+        start: float,
+        stop: float,
+        thread: int,
+        cpu: float | None,
+        noncpu: float,
+    ) -> bool: ...
     def finished(
         self,
         value: Any,

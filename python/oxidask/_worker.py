@@ -39,6 +39,8 @@ from tornado.ioloop import IOLoop, PeriodicCallback
 
 from oxidask import _worker_values as values
 from oxidask._oxidask import Link, Request, Task
+from oxidask._worker_functions import direct
+from oxidask._worker_plans import hasten_unpickling
 from oxidask._worker_tasks import Pool, Runner
 from oxidask._worker_values import dump_message, encode_key, failure, load_message
 
@@ -266,6 +268,7 @@ class Worker(StockWorker):  # type: ignore[misc]
         link.set_hooks(
             SimpleNamespace(
                 loads=values.loads,
+                direct=direct,
                 load=values.load,
                 load_message=values.load_message,
                 describe=values.describe,
@@ -274,6 +277,7 @@ class Worker(StockWorker):  # type: ignore[misc]
                 actor=lambda cls, key: Actor(cls, self.address, key, self),
             )
         )
+        hasten_unpickling()
         sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_INTERVAL))
         self._values_pool.start(self.runner.run)
         self._pool.start(self.runner.run)

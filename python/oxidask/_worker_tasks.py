@@ -28,6 +28,7 @@ from distributed.threadpoolexecutor import thread_state as pool_state
 from distributed.worker import _worker_cvar
 
 from oxidask._oxidask import Queue, Task
+from oxidask._worker_plans import execute, is_fused
 from oxidask._worker_values import cheap, describe, failure, loading, unpacked
 
 if TYPE_CHECKING:
@@ -64,12 +65,20 @@ class Runner:
         try:
             key = task.key
             with loading:
-                spec, data = task.load()
-            if _is_coroutine(spec):
+                call = task.call()
+                if call is None:
+                    function, data = task.load()
+            if call is not None:
+                function, args, kwargs = call
+            elif _is_coroutine(function):
                 worker.loop.asyncio_loop.call_soon_threadsafe(
-                    self._start_coroutine, task, spec, data
+                    self._start_coroutine, task, function, data
                 )
                 return
+            elif is_fused(function):
+                function, args, kwargs = execute, (function, data), None
+            else:
+                args, kwargs = (data,), None
         except BaseException as error:
             task.failed(failure(error))
             return
@@ -84,10 +93,12 @@ class Runner:
         state.start_time = start = time()
         cpu = thread_time()
         try:
-            if span is None:
-                value = context.run(spec, data)
+            if span is not None:
+                value = context.run(_call_in_span, span, function, args, kwargs)
+            elif kwargs is None:
+                value = context.run(function, *args)
             else:
-                value = context.run(_call_in_span, span, spec, data)
+                value = context.run(function, *args, **kwargs)
         except (SystemExit, KeyboardInterrupt) as error:
             end_process(error)
         except BaseException as error:
@@ -158,6 +169,8 @@ class Runner:
     ) -> None:
         cpu, noncpu = _split(start, stop, cpu)
         try:
+            if task.returned(value, start, stop, ident, cpu, noncpu):
+                return
             nbytes, kind = describe(value)
             serialized = cheap(value)
             task.finished(
@@ -207,10 +220,15 @@ def _is_coroutine(spec: Any) -> bool:
     return bool(spec.is_coro)
 
 
-def _call_in_span(span: Any, spec: Any, data: dict[Any, Any]) -> Any:
+def _call_in_span(
+    span: Any,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None,
+) -> Any:
     """Run with the annotation that tasks made by this one shall have."""
     with annotate(span=span):
-        return spec(data)
+        return function(*args, **kwargs or {})
 
 
 def _split(start: float, stop: float, cpu: float | None) -> tuple[float | None, float]:

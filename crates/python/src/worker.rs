@@ -13,12 +13,14 @@
 //! in `oxidask/_worker.py`: the facade that tasks know as the worker, and the
 //! function that runs one task.
 
+mod call;
 mod convert;
 mod executor;
 mod held;
 mod inbox;
 mod link;
 mod queue;
+mod scalar;
 mod task;
 
 use std::sync::Arc;

@@ -365,6 +365,8 @@ pub struct NewWorker {
     pub metrics: Value,
     /// The worker's clock, in seconds since the epoch.
     pub worker_now: Option<f64>,
+    /// One of ours: a task costs it so little that many short ones may go ahead.
+    pub is_native: bool,
     /// `extra` of the message: merged into `identity`.
     pub extra: Map,
     /// Why.

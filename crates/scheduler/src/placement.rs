@@ -20,9 +20,16 @@ const AHEAD_TASKS: f64 = 16.0;
 /// for every slot by a round trip.
 const AHEAD_PARTS: f64 = 4.0;
 
+/// Root tasks, per thread, that a worker of ours may have ahead of either kind: it
+/// runs one in microseconds.
+const AHEAD_TASKS_NATIVE: f64 = 256.0;
+
 /// Average bytes of a result up to which work is handed out ahead: sixteen of
 /// them are a megabyte a thread.
 const AHEAD_NBYTES: i64 = 64 << 10;
+
+/// Bytes of results, per thread, that a worker of ours may have ahead.
+const AHEAD_NBYTES_NATIVE: f64 = 256.0 * 1024.0;
 
 /// How soon a task could start, smaller is better.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -152,6 +159,13 @@ impl Scheduler {
             AHEAD_PARTS
         };
         let finished = prefix.count(State::Memory) + prefix.count(State::Forgotten);
+        let ahead = if ws.is_native {
+            let nbytes = prefix.nbytes_total as f64 / finished.max(1) as f64;
+            let by_nbytes = AHEAD_NBYTES_NATIVE / nbytes.max(1.0);
+            by_nbytes.clamp(ahead, AHEAD_TASKS_NATIVE)
+        } else {
+            ahead
+        };
         let is_small = prefix.nbytes_total <= AHEAD_NBYTES.saturating_mul(finished as i64);
         let nthreads = f64::from(ws.nthreads);
         let is_within = ((ws.processing.len() - ws.long_running.len()) as f64) < ahead * nthreads

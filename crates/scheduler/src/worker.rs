@@ -35,6 +35,8 @@ pub struct WorkerState {
     pub pid: i64,
     /// Unique id of the server.
     pub server_id: Str,
+    /// One of ours.
+    pub is_native: bool,
     /// Ports by name.
     pub services: Value,
     /// Its packages.
@@ -99,6 +101,7 @@ impl WorkerState {
             nanny: worker.nanny,
             pid: worker.pid,
             server_id: worker.server_id,
+            is_native: worker.is_native,
             services: worker.services,
             versions: worker.versions,
             extra: worker.extra,

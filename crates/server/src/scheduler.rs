@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use oxidask_comm::{Address, ConnectionPool, Listener, Options, Scheme};
 use oxidask_wire::Map;
-use oxidask_wire::handshake::Handshake;
+use oxidask_wire::handshake::{Handshake, NATIVE_VERSION};
 use tokio::task::JoinSet;
 use tracing::{error, info};
 
@@ -127,7 +127,10 @@ pub async fn start(
         versions: Mutex::new(VersionsInfo::native()),
     });
     let comm = Options {
-        handshake: Handshake::new(PYTHON_VERSION),
+        handshake: Handshake {
+            native: Some(NATIVE_VERSION),
+            ..Handshake::new(PYTHON_VERSION)
+        },
         tls: crate::security::load(&options.security)?,
         require_encryption: options.security.require_encryption,
         tcp_timeout: server.tcp_timeout,

@@ -43,7 +43,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use oxidask_comm::{Address, ConnectionPool, Listener, Options, Scheme};
-use oxidask_wire::handshake::Handshake;
+use oxidask_wire::handshake::{Handshake, NATIVE_VERSION};
 use oxidask_wire::{Map, map};
 use tokio::task::JoinSet;
 use tracing::{error, info};
@@ -54,7 +54,7 @@ use crate::options::{ListenOptions, OptionsError, Security};
 
 pub use executor::{
     Answer, Datum, Executor, ExecutorFactory, ExecutorSettings, Heartbeat, Input, Introduction,
-    Object, Outcome, Outgoing, Ran, Received, Request, Task,
+    Object, Outcome, Outgoing, Ran, Received, Request, RunSpec, Scalar, Task,
 };
 pub use figures::{Figures, FiguresReader};
 pub use handle::WorkerHandle;
@@ -143,6 +143,7 @@ pub async fn start(
     let comm = Options {
         handshake: Handshake {
             compression: compression.map(|compression| compression.name().into()),
+            native: Some(NATIVE_VERSION),
             ..Handshake::new(PYTHON_VERSION)
         },
         tls: crate::security::load(&options.security)?,

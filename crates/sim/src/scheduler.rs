@@ -234,6 +234,7 @@ impl Cluster<'_> {
             versions: Value::Nil,
             metrics: metrics(0),
             worker_now: Some(self.time() + machine.clock_skew),
+            is_native: true,
             extra: Map::new(),
             stimulus_id: self.stimulus("worker-connect").into(),
         }));

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, ready};
 use oxidask_server::worker::{
     self, Answer, Datum, Executor, ExecutorSettings, Heartbeat, Introduction, Outcome, Outgoing,
     Received, Request, WorkerHandle,
@@ -18,6 +18,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use tokio::sync::oneshot;
 
+use super::call::Functions;
 use super::convert::{
     Failure, builtin, failure_of_python, frames_to_python, key_to_python, serialized_of_python,
     value_to_python,
@@ -26,6 +27,7 @@ use super::held::{self, Live};
 use super::inbox::{Item, Items};
 use super::link::Link;
 use super::queue::{Job, Jobs};
+use super::scalar::{self, Scalars};
 use super::task::{Task, ValueType};
 
 /// Runs tasks with the interpreter of this process.
@@ -38,6 +40,10 @@ pub(crate) struct Shared {
     pub(crate) settings: ExecutorSettings,
     worker: RwLock<Option<Worker>>,
     hooks: OnceLock<Hooks>,
+    /// Known once there are hooks.
+    scalars: OnceLock<Scalars>,
+    /// Of calls.
+    pub(crate) functions: Functions,
     /// Tasks of the pool `default`.
     pub(crate) default: Arc<Jobs>,
     /// Values to take in and to serialise.
@@ -64,6 +70,8 @@ pub(crate) struct Worker {
 pub(crate) struct Hooks {
     /// `(pickle, *, buffers=()) -> object`
     pub(crate) loads: Py<PyAny>,
+    /// `(pickle) -> Direct | None`: a function that calls may share.
+    pub(crate) direct: Py<PyAny>,
     /// `(header, frames) -> object`: a serialised value.
     pub(crate) load: Py<PyAny>,
     /// `(frames) -> object`: a message.
@@ -84,6 +92,7 @@ impl Hooks {
         let hook = |name: &str| object.getattr(name).map(Bound::unbind);
         Ok(Self {
             loads: hook("loads")?,
+            direct: hook("direct")?,
             load: hook("load")?,
             load_message: hook("load_message")?,
             describe: hook("describe")?,
@@ -111,8 +120,16 @@ impl Shared {
     }
 
     /// The first ones count.
-    pub(crate) fn set_hooks(&self, hooks: Hooks) {
+    pub(crate) fn set_hooks(&self, py: Python<'_>, hooks: Hooks) -> PyResult<()> {
+        let scalars = Scalars::new(py, &hooks)?;
+        let _ = self.scalars.set(scalars);
         let _ = self.hooks.set(hooks);
+        Ok(())
+    }
+
+    /// A result that needs nothing of Python but its value.
+    pub(crate) fn scalar(&self, value: &Bound<'_, PyAny>) -> Option<Datum> {
+        self.scalars.get()?.of_python(value)
     }
 
     /// A task is done.
@@ -150,6 +167,11 @@ impl Shared {
 pub(crate) fn deserialized(py: Python<'_>, shared: &Shared, datum: &Datum) -> PyResult<Py<PyAny>> {
     if let Some(live) = live(datum) {
         return Ok(live.get(py));
+    }
+    if let Some(scalar) = datum.as_scalar() {
+        let object = scalar::to_python(py, scalar)?;
+        datum.set_object(Arc::new(Live::new(object.clone_ref(py))));
+        return Ok(object);
     }
     let serialized = datum
         .as_serialized()
@@ -278,6 +300,8 @@ impl PythonExecutor {
                 settings,
                 worker: RwLock::new(None),
                 hooks: OnceLock::new(),
+                scalars: OnceLock::new(),
+                functions: Functions::default(),
                 default: Arc::default(),
                 values: Arc::default(),
                 inbox: Arc::new(Items::new()?),
@@ -356,6 +380,13 @@ impl Executor for PythonExecutor {
 
     fn receive(&self, values: Vec<(Key, Value)>) -> BoxFuture<'_, Vec<Received>> {
         let count = values.len();
+        if let Some(scalars) = self.shared.scalars.get() {
+            let data = values.iter().map(|(_, value)| scalars.of_message(value));
+            let data = data.map(|datum| datum.map(|datum| Ok(Arc::new(datum))));
+            if let Some(received) = data.collect::<Option<Vec<Received>>>() {
+                return ready(received).boxed();
+            }
+        }
         let (sender, received) = oneshot::channel();
         let values = Values::Receive {
             values: values.into_iter().map(|(_, value)| value).collect(),

@@ -88,7 +88,7 @@ impl Link {
 
     /// Takes the functions that native code calls from the attributes of `object`.
     fn set_hooks(&self, object: &Bound<'_, PyAny>) -> PyResult<()> {
-        self.0.set_hooks(Hooks::of(object)?);
+        self.0.set_hooks(object.py(), Hooks::of(object)?)?;
         self.0.is_serving.store(true, Ordering::Release);
         Ok(())
     }

@@ -1,16 +1,17 @@
 //! One task at the executor, as Python sees it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use oxidask_server::worker::{self, Datum, Input, Outcome, Ran};
+use oxidask_server::worker::{self, Datum, Input, Outcome, Ran, RunSpec};
 use oxidask_wire::{Key, Map, Value};
 use oxidask_worker::task::{TaskFailure, ValueType as Type};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::{PyBytes, PyDict, PyTuple};
 
+use super::call;
 use super::convert::{
     Failure, builtin, failure_of_python, frames_to_python, key_to_python, serialized_of_python,
     value_to_python,
@@ -41,6 +42,13 @@ impl ValueType {
     }
 }
 
+/// Function, arguments and keyword arguments.
+type Call<'py> = (
+    Bound<'py, PyAny>,
+    Bound<'py, PyTuple>,
+    Option<Bound<'py, PyDict>>,
+);
+
 /// A task that waits or runs. It is answered exactly once: by one of its methods,
 /// else when it is dropped.
 #[pyclass(frozen)]
@@ -61,6 +69,10 @@ impl Task {
             is_answered: AtomicBool::new(false),
             shared,
         }
+    }
+
+    fn content(&self) -> MutexGuard<'_, Option<worker::Task>> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn answer(&self, outcome: Outcome) {
@@ -99,15 +111,38 @@ impl Task {
         self.annotation(py, "span")
     }
 
+    /// Function, arguments and keyword arguments of a call that needs no graph node;
+    /// `None` if the task has to be loaded.
+    fn call<'py>(&self, py: Python<'py>) -> PyResult<Option<Call<'py>>> {
+        let content = self.content();
+        let Some((function, encoded)) = content.as_ref().and_then(|task| match &task.run_spec {
+            RunSpec::Call {
+                function,
+                arguments,
+            } if !task.is_actor => Some((function.clone(), arguments.clone())),
+            RunSpec::Call { .. } | RunSpec::Node(_) => None,
+        }) else {
+            return Ok(None);
+        };
+        drop(content);
+        let function = self.shared.functions.get(py, &self.shared, &function)?;
+        let Some(function) = function else {
+            return Ok(None);
+        };
+        let Some(task) = self.content().take() else {
+            return Ok(None);
+        };
+        let (args, keywords) = call::arguments(py, &self.shared, &encoded, &task.inputs)?;
+        Ok(Some((function, args, keywords)))
+    }
+
     /// The graph node and its inputs by key. Can be taken once.
     fn load<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyDict>)> {
-        let content = self
-            .content
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let content = self.content().take();
         let content = content.ok_or_else(|| PyRuntimeError::new_err("the task was loaded"))?;
-        let run_spec = self.run_spec(py, content.run_spec)?;
+        let node = content.run_spec.into_node(&self.key);
+        let node = node.map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let run_spec = self.node(py, node)?;
         let inputs = PyDict::new(py);
         for (key, input) in content.inputs {
             let (datum, is_actor) = match &input {
@@ -123,6 +158,28 @@ impl Task {
             inputs.set_item(key, value)?;
         }
         Ok((run_spec, inputs))
+    }
+
+    /// It returned `value`; false if that is no scalar, and [`Self::finished`] has to
+    /// be called. Figures as there.
+    #[pyo3(signature = (value, start, stop, thread, cpu, noncpu))]
+    fn returned(
+        &self,
+        value: &Bound<'_, PyAny>,
+        start: f64,
+        stop: f64,
+        thread: u64,
+        cpu: Option<f64>,
+        noncpu: f64,
+    ) -> bool {
+        let Some(datum) = self.shared.scalar(value) else {
+            return false;
+        };
+        self.answer(Outcome::Finished {
+            value: Arc::new(datum),
+            ran: ran(start, stop, thread, cpu, noncpu),
+        });
+        true
     }
 
     /// It returned `value`. `start` and `stop` are seconds since the epoch, `cpu`
@@ -184,7 +241,7 @@ impl Task {
 }
 
 impl Task {
-    fn run_spec<'py>(&self, py: Python<'py>, run_spec: Value) -> PyResult<Bound<'py, PyAny>> {
+    fn node<'py>(&self, py: Python<'py>, run_spec: Value) -> PyResult<Bound<'py, PyAny>> {
         let hooks = self.shared.hooks(py)?;
         if let Value::Pickled(pickled) = &run_spec {
             let wrong = |error: oxidask_wire::Error| PyValueError::new_err(error.to_string());

@@ -98,6 +98,7 @@ pub(crate) fn cluster(workers: u32, nthreads: u32, config: Config) -> (Scheduler
             versions: Value::Nil,
             metrics: Value::Nil,
             worker_now: None,
+            is_native: false,
             extra: Map::new(),
             stimulus_id: "register".into(),
         };

@@ -374,6 +374,7 @@ impl Env {
             versions: Value::Nil,
             metrics: metrics(),
             worker_now: None,
+            is_native: option("kind") == Some("native"),
             extra: Map::new(),
             stimulus_id: self.stimulus(),
         };

@@ -35,6 +35,7 @@ impl Cluster {
             versions: Value::Nil,
             metrics: Value::Nil,
             worker_now: None,
+            is_native: false,
             extra: Map::new(),
             stimulus_id: "s".into(),
         };

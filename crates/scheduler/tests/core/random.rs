@@ -392,6 +392,7 @@ impl World {
             versions: Value::Nil,
             metrics: Value::Nil,
             worker_now: None,
+            is_native: false,
             extra: Map::new(),
             stimulus_id,
         };

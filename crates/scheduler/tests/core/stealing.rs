@@ -359,6 +359,34 @@ fn tasks_handed_out_ahead_of_need_are_left_alone() {
 
 /// Differs from stock, which hands out one or two at a time.
 #[test]
+fn a_worker_of_ours_has_more_ahead_but_not_more_bytes() {
+    let ahead = |nbytes: usize| {
+        let mut env = Env::new(Config::default());
+        env.command("worker alice kind=native");
+        env.command("client c");
+        let names: Vec<String> = (0..2000).map(|number| format!("r-{number}")).collect();
+        env.command(&format!(
+            "submit c {}: {}",
+            names.join(" "),
+            names.join("; ")
+        ));
+        for number in 0..300 {
+            env.command(&format!(
+                "finish alice r-{number} took=0.00001 nbytes={nbytes}"
+            ));
+        }
+        let alice = env.worker("alice");
+        env.scheduler.worker(alice).unwrap().processing.len()
+    };
+    assert_eq!(ahead(28), 256);
+    assert_eq!(ahead(8 << 10), 32);
+    // As many as a worker of stock's.
+    assert_eq!(ahead(64 << 10), 16);
+    assert_eq!(ahead(1 << 20), 2);
+}
+
+/// Differs from stock, which hands out one or two at a time.
+#[test]
 fn tasks_stuck_behind_a_long_one_are_taken_over() {
     let mut env = Env::new(Config::default());
     env.command("worker alice");

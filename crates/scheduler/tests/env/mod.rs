@@ -231,6 +231,7 @@ impl Env {
             metrics: map! { "memory" => 0, "spilled_bytes" => map! { "memory" => 0, "disk" => 0 } }
                 .into(),
             worker_now: None,
+            is_native: false,
             extra: Map::new(),
             stimulus_id: "add-worker".into(),
         })));

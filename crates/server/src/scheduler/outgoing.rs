@@ -7,7 +7,7 @@ use oxidask_wire::stream::{self, ComputeTask, Dependency};
 use oxidask_wire::{Map, Value};
 use tracing::{debug, error, info, warn};
 
-use super::shell::Shell;
+use super::shell::{Shell, WorkerLink};
 
 impl Shell {
     pub(super) fn carry_out(&mut self, instruction: Instruction) {
@@ -151,23 +151,22 @@ impl Shell {
             },
             core::ToWorker::Close { reason } => stream::ToWorker::Close { reason },
         };
-        self.write_to_worker(worker, &message);
+        if let Some(link) = self.workers.get(&worker) {
+            link.write(&message);
+        }
     }
 
-    fn write_to_worker(&self, worker: WorkerId, message: &stream::ToWorker<'_>) {
-        let Some(link) = self.workers.get(&worker) else {
+    fn compute_task(
+        &mut self,
+        worker: WorkerId,
+        task: TaskId,
+        run_id: i64,
+        stimulus_id: &StimulusId,
+    ) {
+        let Some(compute) = self.core.compute_task(worker, task, run_id) else {
             return;
         };
-        link.sender.push(|batch| {
-            if let Err(error) = message.write(batch) {
-                // Arguments come from the graph helper and are checked there.
-                error!(target: "distributed.scheduler", %error, "a message for a worker cannot be written");
-            }
-        });
-    }
-
-    fn compute_task(&self, worker: WorkerId, task: TaskId, run_id: i64, stimulus_id: &StimulusId) {
-        let Some(compute) = self.core.compute_task(worker, task, run_id) else {
+        let Some(link) = self.workers.get_mut(&worker) else {
             return;
         };
         let dependencies: Vec<Dependency<'_>> = compute
@@ -202,9 +201,19 @@ impl Shell {
                 RunSpec::Call {
                     function,
                     arguments,
-                } => stream::RunSpec::Call {
-                    function,
-                    arguments,
+                } => match &mut link.functions {
+                    Some(functions) => {
+                        let (number, is_new) = functions.number(function);
+                        stream::RunSpec::Known {
+                            number,
+                            function: is_new.then_some(function),
+                            arguments,
+                        }
+                    }
+                    None => stream::RunSpec::Call {
+                        function,
+                        arguments,
+                    },
                 },
                 RunSpec::None | RunSpec::Bundle { .. } => stream::RunSpec::None,
             },
@@ -213,7 +222,7 @@ impl Shell {
             annotations: annotations.as_ref(),
             span_id: compute.span_id().map(|span| &**span),
         });
-        self.write_to_worker(worker, &message);
+        link.write(&message);
     }
 
     fn observe_added(&mut self, worker: WorkerId) {
@@ -242,6 +251,17 @@ impl Shell {
     fn tell_observers(&mut self, message: &Value) {
         self.observers
             .retain(|observer| observer.push(|batch| batch.push(message)));
+    }
+}
+
+impl WorkerLink {
+    fn write(&self, message: &stream::ToWorker<'_>) {
+        self.sender.push(|batch| {
+            if let Err(error) = message.write(batch) {
+                // Arguments come from the graph helper and are checked there.
+                error!(target: "distributed.scheduler", %error, "a message for a worker cannot be written");
+            }
+        });
     }
 }
 

@@ -17,8 +17,12 @@ pub(super) async fn serve(incoming: Incoming, shell: ShellHandle) {
     let peer = incoming.peer().to_string();
     match incoming.establish().await {
         Ok(connection) => {
-            let address: Arc<str> = connection.info.peer.to_string().into();
-            Server { shell, address }.run(connection).await;
+            let server = Server {
+                shell,
+                address: connection.info.peer.to_string().into(),
+                is_native: connection.info.negotiated.native.is_some(),
+            };
+            server.run(connection).await;
         }
         Err(error) => {
             debug!(target: "distributed.scheduler", %peer, %error, "connection was not established");
@@ -30,6 +34,8 @@ struct Server {
     shell: ShellHandle,
     /// The peer's, for logs.
     address: Arc<str>,
+    /// The peer is one of ours.
+    is_native: bool,
 }
 
 impl Server {
@@ -112,7 +118,7 @@ impl Server {
                 return None;
             }
             "register-worker" => {
-                worker_stream::serve(&self.shell, args, reader, writer).await;
+                worker_stream::serve(&self.shell, args, self.is_native, reader, writer).await;
                 return None;
             }
             "register_nanny" => {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use oxidask_scheduler::extensions::Extensions;
 use oxidask_scheduler::{ClientId, Event, Failure, Instructions, RequestId, Scheduler, WorkerId};
+use oxidask_wire::stream::FunctionNumbers;
 use oxidask_wire::{Map, Value};
 use tokio::sync::{RwLock, mpsc, oneshot, watch};
 
@@ -126,6 +127,8 @@ impl ShellHandle {
 #[derive(Debug)]
 pub(crate) struct WorkerLink {
     pub(super) sender: Stream,
+    /// Functions that a worker of ours knows; `None` for one of stock's.
+    pub(super) functions: Option<FunctionNumbers>,
 }
 
 /// The stream of a client.

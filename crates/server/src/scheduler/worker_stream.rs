@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use oxidask_comm::{Address, Reader, Scheme, Writer};
 use oxidask_scheduler::{Event, NewWorker, Status, StimulusId, WorkerId};
-use oxidask_wire::stream::{self, WorkerMessage, decode_worker_batch};
+use oxidask_wire::stream::{self, FunctionNumbers, WorkerMessage, decode_worker_batch};
 use oxidask_wire::{Map, Str, Value, map, message};
 use tracing::{debug, info, warn};
 
@@ -14,14 +14,21 @@ use super::rpc;
 use super::shell::{Shell, ShellHandle, WorkerLink, now};
 use super::stream::Stream;
 
-/// Least time between two batches to a worker, as stock.
+/// Least time between two batches to a worker of stock's, as stock. Ours gets
+/// messages at once: what comes while one is written goes with the next.
 const INTERVAL: Duration = Duration::from_millis(5);
 
 /// Least time between two batches to an observer, as stock.
 const OBSERVER_INTERVAL: Duration = Duration::from_millis(5);
 
-pub(super) async fn serve(shell: &ShellHandle, args: Args, mut reader: Reader, mut writer: Writer) {
-    let worker = match new_worker(args).await {
+pub(super) async fn serve(
+    shell: &ShellHandle,
+    args: Args,
+    is_native: bool,
+    mut reader: Reader,
+    mut writer: Writer,
+) {
+    let worker = match new_worker(args, is_native).await {
         Ok(worker) => worker,
         Err(text) => return refuse(&mut writer, &text).await,
     };
@@ -47,9 +54,11 @@ pub(super) async fn serve(shell: &ShellHandle, args: Args, mut reader: Reader, m
     reply.insert("error", "");
     let written = writer.write(&message::encode(&Value::Map(reply))).await;
     info!(target: "distributed.scheduler", "Starting worker compute stream, {address}");
-    let (sender, mut sending) = Stream::start(writer, INTERVAL, shell.settings.stream_nbytes_max);
+    let interval = if is_native { Duration::ZERO } else { INTERVAL };
+    let (sender, mut sending) = Stream::start(writer, interval, shell.settings.stream_nbytes_max);
     let link = WorkerLink {
         sender: sender.clone(),
+        functions: is_native.then(FunctionNumbers::default),
     };
     let started = shell.call(move |shell| start_stream(shell, id, link)).await;
     if written.is_ok() && started.is_ok() {
@@ -78,7 +87,7 @@ async fn refuse(writer: &mut Writer, text: &str) {
     let _ = writer.close().await;
 }
 
-async fn new_worker(mut args: Args) -> Result<NewWorker, String> {
+async fn new_worker(mut args: Args, is_native: bool) -> Result<NewWorker, String> {
     let text = |failure: oxidask_scheduler::Failure| {
         format!("cannot register the worker: {}", failure.text)
     };
@@ -127,6 +136,7 @@ async fn new_worker(mut args: Args) -> Result<NewWorker, String> {
         versions: args.optional("versions").detached(),
         metrics: args.optional("metrics").detached(),
         worker_now: args.seconds("now"),
+        is_native,
         extra: args
             .optional("extra")
             .into_map()

@@ -6,8 +6,10 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use oxidask_wire::{Key, Map, Serialized, Str, Value};
+use oxidask_wire::pickle::{PickleArg, plain_pickle, task_pickle};
+use oxidask_wire::{Key, Map, Pickled, Serialized, Str, Value};
 use oxidask_worker::State;
 use oxidask_worker::task::{TaskFailure, ValueType};
 
@@ -155,8 +157,8 @@ pub struct Introduction {
 pub struct Task {
     /// Which.
     pub key: Key,
-    /// How, as it came from the scheduler: a pickle of a graph node.
-    pub run_spec: Value,
+    /// How.
+    pub run_spec: RunSpec,
     /// What it needs.
     pub inputs: Vec<(Key, Input)>,
     /// `executor` names the pool; the rest is for the task itself.
@@ -165,6 +167,64 @@ pub struct Task {
     pub span_id: Option<Str>,
     /// The result is an actor, which stays here.
     pub is_actor: bool,
+}
+
+/// How a task is computed.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RunSpec {
+    /// As stock's scheduler sends it: a pickle of a graph node.
+    Node(Value),
+    /// A call, as ours does.
+    Call {
+        /// Pickle of the function; tasks of one function share it.
+        function: Bytes,
+        /// msgpack of the arguments, see `docs/graph-helper.md`.
+        arguments: Bytes,
+    },
+}
+
+impl RunSpec {
+    /// As the core keeps it, which does not read it.
+    pub(super) fn into_value(self) -> Value {
+        match self {
+            Self::Node(node) => node,
+            Self::Call {
+                function,
+                arguments,
+            } => Value::Array(vec![Value::Bin(function), Value::Bin(arguments)]),
+        }
+    }
+
+    /// What [`Self::into_value`] made; a node is never a list.
+    pub(super) fn from_value(value: Value) -> Self {
+        let Value::Array(mut parts) = value else {
+            return Self::Node(value);
+        };
+        let mut part = || parts.pop().and_then(Value::into_bin).unwrap_or_default();
+        let arguments = part();
+        Self::Call {
+            function: part(),
+            arguments,
+        }
+    }
+
+    /// A message with the graph node, for whoever knows nothing else: the pickle of
+    /// a call is made here.
+    ///
+    /// # Errors
+    /// Malformed arguments.
+    pub fn into_node(self, key: &Key) -> Result<Value, oxidask_wire::Error> {
+        match self {
+            Self::Node(node) => Ok(node),
+            Self::Call {
+                function,
+                arguments,
+            } => {
+                let pickle = task_pickle(key, &function, &arguments)?;
+                Ok(Pickled::with_buffers(&pickle, []).into())
+            }
+        }
+    }
 }
 
 /// What a task needs.
@@ -245,6 +305,70 @@ pub struct Heartbeat {
     pub extensions: Map,
 }
 
+/// A value that messages hold as it is, of exactly these types.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Scalar {
+    /// `None`
+    None,
+    /// bool
+    Bool(bool),
+    /// int within 64 bits
+    Int(i64),
+    /// float
+    Float(f64),
+    /// str
+    Str(Str),
+}
+
+impl Scalar {
+    /// The scalar in a message.
+    pub fn from_value(value: &Value) -> Option<Self> {
+        if let Some(number) = value.as_i64() {
+            return Some(Self::Int(number));
+        }
+        Some(match value {
+            Value::Nil => Self::None,
+            Value::Bool(value) => Self::Bool(*value),
+            Value::Float(value) => Self::Float(*value),
+            // Without the message that it came in.
+            Value::Str(text) => Self::Str(Str::from(text.as_str())),
+            Value::Int(_)
+            | Value::UInt(_)
+            | Value::Bin(_)
+            | Value::Array(_)
+            | Value::Map(_)
+            | Value::Set(_)
+            | Value::Enum(_)
+            | Value::Serialized(_)
+            | Value::Pickled(_)
+            | Value::Key(_)
+            | Value::Raw(_) => return None,
+        })
+    }
+
+    /// As messages hold it.
+    pub fn to_value(&self) -> Value {
+        match self {
+            Self::None => Value::Nil,
+            Self::Bool(value) => Value::Bool(*value),
+            Self::Int(value) => Value::Int(*value),
+            Self::Float(value) => Value::Float(*value),
+            Self::Str(value) => Value::Str(value.clone()),
+        }
+    }
+
+    fn pickle(&self) -> Bytes {
+        let constant = match self {
+            Self::None => PickleArg::None,
+            Self::Bool(value) => PickleArg::Bool(*value),
+            Self::Int(value) => PickleArg::Int(*value),
+            Self::Float(value) => PickleArg::Float(*value),
+            Self::Str(value) => PickleArg::Str(value),
+        };
+        plain_pickle(&constant).into()
+    }
+}
+
 /// A value that the worker keeps: live, serialised, or both.
 pub struct Datum {
     /// Bytes in memory, by `sizeof`.
@@ -253,6 +377,8 @@ pub struct Datum {
     pub r#type: Arc<ValueType>,
     object: OnceLock<Object>,
     serialized: OnceLock<Serialized>,
+    /// The value itself, if messages can hold it.
+    scalar: Option<Scalar>,
 }
 
 impl Datum {
@@ -268,6 +394,7 @@ impl Datum {
             r#type,
             object: OnceLock::from(object),
             serialized: serialized.map_or_else(OnceLock::new, OnceLock::from),
+            scalar: None,
         }
     }
 
@@ -278,7 +405,24 @@ impl Datum {
             r#type,
             object: OnceLock::new(),
             serialized: OnceLock::from(serialized),
+            scalar: None,
         }
+    }
+
+    /// A value that messages hold as it is.
+    pub fn scalar(scalar: Scalar, nbytes: i64, r#type: Arc<ValueType>) -> Self {
+        Self {
+            nbytes,
+            r#type,
+            object: OnceLock::new(),
+            serialized: OnceLock::new(),
+            scalar: Some(scalar),
+        }
+    }
+
+    /// The value, if messages can hold it as it is.
+    pub fn as_scalar(&self) -> Option<&Scalar> {
+        self.scalar.as_ref()
     }
 
     /// The live value, if there is one.
@@ -293,7 +437,13 @@ impl Datum {
 
     /// The serialised form, if there is one.
     pub fn as_serialized(&self) -> Option<&Serialized> {
-        self.serialized.get()
+        let Some(scalar) = &self.scalar else {
+            return self.serialized.get();
+        };
+        Some(
+            self.serialized
+                .get_or_init(|| Serialized::of_pickle(scalar.pickle())),
+        )
     }
 
     /// Keeps the serialised form for the next one who asks; the first one counts.

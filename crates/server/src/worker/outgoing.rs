@@ -9,7 +9,7 @@ use oxidask_worker::task::{StartStop, TaskFailure};
 use oxidask_worker::{Event, Instruction, SendMessageToScheduler, State};
 use tracing::error;
 
-use super::executor::Task;
+use super::executor::{RunSpec, Task};
 use super::failure;
 use super::memory::Wanted;
 use super::metrics::Reads;
@@ -116,7 +116,7 @@ impl Shell {
             .ok_or_else(|| failure::builtin("ValueError", "The task has no run_spec"))?;
         let mut task = Task {
             key: key.clone(),
-            run_spec,
+            run_spec: RunSpec::from_value(run_spec),
             inputs: Vec::new(),
             annotations: ts.annotations.clone(),
             span_id: ts.span_id.clone(),

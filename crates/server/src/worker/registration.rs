@@ -16,7 +16,8 @@ use super::status::Status;
 /// Pause before the scheduler is looked for again, as stock.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Least time between two batches to the scheduler, as stock.
+/// Least time between two batches to a scheduler of stock's, as stock. Ours gets
+/// messages at once: what comes while one is written goes with the next.
 const INTERVAL: Duration = Duration::from_millis(2);
 
 /// Most bytes that may wait for a scheduler that does not read. Chosen: far more
@@ -66,8 +67,12 @@ pub(super) async fn register(
     };
     let fields = reply.as_map_mut().map(std::mem::take).unwrap_or_default();
     let (plugins, heartbeat_interval, time) = accepted(fields)?;
-    let (reader, writer, _) = connection.split();
-    let (stream, task) = BatchedSender::new(writer, INTERVAL, STREAM_NBYTES_MAX);
+    let (reader, writer, info) = connection.split();
+    let interval = match info.negotiated.native {
+        Some(_) => Duration::ZERO,
+        None => INTERVAL,
+    };
+    let (stream, task) = BatchedSender::new(writer, interval, STREAM_NBYTES_MAX);
     let sending = tokio::spawn(async move {
         if let Err(error) = task.run().await {
             debug!(target: "distributed.core", %error, "stream ended");

@@ -267,6 +267,13 @@ async fn serialized(
     let mut data = Map::new();
     let mut rest = Vec::new();
     for value in values {
+        if serializers.is_none()
+            && !value.is_actor
+            && let Some(scalar) = value.datum.as_scalar()
+        {
+            data.push(&value.key, scalar.to_value());
+            continue;
+        }
         match value.datum.as_serialized() {
             Some(serialized)
                 if !value.is_actor && is_of_family(serialized, serializers.as_deref()) =>

@@ -1,11 +1,15 @@
 //! The stream from the scheduler.
 
+use bytes::Bytes;
 use oxidask_comm::{Address, Reader};
-use oxidask_wire::stream::{AskedComputeTask, SchedulerMessage, decode_scheduler_batch};
+use oxidask_wire::stream::{
+    AskedComputeTask, AskedRunSpec, Functions, SchedulerMessage, decode_scheduler_batch,
+};
 use oxidask_wire::{Map, Str};
 use oxidask_worker::{ComputeTaskEvent, Event, Priority, StimulusId};
 use tracing::{debug, info, warn};
 
+use super::executor::RunSpec;
 use super::shell::{ShellHandle, Stimulus};
 use super::status::Status;
 use super::store::compact;
@@ -33,6 +37,7 @@ pub(super) async fn serve_peer(handle: &ShellHandle, reader: &mut Reader, peer: 
 }
 
 async fn read(handle: &ShellHandle, reader: &mut Reader) -> Result<(), String> {
+    let mut functions = Functions::default();
     loop {
         let frames = match reader.read().await {
             Ok(frames) => frames,
@@ -75,13 +80,18 @@ async fn read(handle: &ShellHandle, reader: &mut Reader) -> Result<(), String> {
                     }
                     stimuli.push(Stimulus::new(&stimulus_id, Event::RemoveWorker { worker }));
                 }
-                message @ (SchedulerMessage::ComputeTask(_)
-                | SchedulerMessage::FreeKeys { .. }
+                SchedulerMessage::ComputeTask(task) => {
+                    let stimulus_id = StimulusId::from(&task.stimulus_id);
+                    let event = compute_task(*task, &mut functions)?;
+                    let event = Event::ComputeTask(Box::new(event));
+                    stimuli.push(Stimulus::new(stimulus_id, event));
+                }
+                message @ (SchedulerMessage::FreeKeys { .. }
                 | SchedulerMessage::RemoveReplicas { .. }
                 | SchedulerMessage::AcquireReplicas { .. }
                 | SchedulerMessage::StealRequest { .. }
                 | SchedulerMessage::RefreshWhoHas { .. }
-                | SchedulerMessage::CancelCompute { .. }) => stimuli.extend(stimulus(message)?),
+                | SchedulerMessage::CancelCompute { .. }) => stimuli.extend(stimulus(message)),
             }
         }
         let sent = handle.stimuli(stimuli).await;
@@ -118,16 +128,8 @@ async fn other(handle: &ShellHandle, op: Str, fields: Map) -> Result<(), String>
 }
 
 /// The core's event, if it has one.
-fn stimulus(message: SchedulerMessage) -> Result<Option<Stimulus>, String> {
+fn stimulus(message: SchedulerMessage) -> Option<Stimulus> {
     let (stimulus_id, event) = match message {
-        SchedulerMessage::ComputeTask(task) => {
-            let stimulus_id = StimulusId::from(&task.stimulus_id);
-            let event = compute_task(*task).map_err(|error| error.to_string())?;
-            return Ok(Some(Stimulus::new(
-                stimulus_id,
-                Event::ComputeTask(Box::new(event)),
-            )));
-        }
         SchedulerMessage::FreeKeys { keys, stimulus_id } => (stimulus_id, Event::FreeKeys { keys }),
         SchedulerMessage::RemoveReplicas { keys, stimulus_id } => {
             (stimulus_id, Event::RemoveReplicas { keys })
@@ -147,25 +149,46 @@ fn stimulus(message: SchedulerMessage) -> Result<Option<Stimulus>, String> {
         SchedulerMessage::CancelCompute { key, stimulus_id } => {
             (stimulus_id, Event::CancelCompute { key })
         }
-        SchedulerMessage::RemoveWorker { .. }
+        SchedulerMessage::ComputeTask(_)
+        | SchedulerMessage::RemoveWorker { .. }
         | SchedulerMessage::WorkerStatusChange { .. }
         | SchedulerMessage::Close { .. }
         | SchedulerMessage::CloseStream
-        | SchedulerMessage::Other { .. } => return Ok(None),
+        | SchedulerMessage::Other { .. } => return None,
     };
-    Ok(Some(Stimulus::new(&stimulus_id, event)))
+    Some(Stimulus::new(&stimulus_id, event))
 }
 
 /// What is kept for as long as the task does not hold on to its batch.
-fn compute_task(task: AskedComputeTask) -> Result<ComputeTaskEvent, oxidask_worker::Error> {
+fn compute_task(
+    task: AskedComputeTask,
+    functions: &mut Functions,
+) -> Result<ComputeTaskEvent, String> {
     let resources = task.resource_restrictions.into_iter();
+    let run_spec = match task.run_spec {
+        AskedRunSpec::Node(node) => (!node.is_nil()).then(|| compact(node)),
+        AskedRunSpec::Known {
+            number,
+            function,
+            arguments,
+        } => {
+            let function = function.map(|pickle| Bytes::copy_from_slice(&pickle));
+            let function = functions.resolve(number, function);
+            let function = function.map_err(|error| error.to_string())?;
+            let call = RunSpec::Call {
+                function,
+                arguments: Bytes::copy_from_slice(&arguments),
+            };
+            Some(call.into_value())
+        }
+    };
     Ok(ComputeTaskEvent {
         key: task.key,
         run_id: task.run_id,
         who_has: task.who_has,
         nbytes: task.nbytes,
-        priority: Priority::from_scheduler(&task.priority)?,
-        run_spec: (!task.run_spec.is_nil()).then(|| compact(task.run_spec)),
+        priority: Priority::from_scheduler(&task.priority).map_err(|error| error.to_string())?,
+        run_spec,
         resource_restrictions: resources
             .map(|(name, amount)| (name.as_str().into(), amount))
             .collect(),

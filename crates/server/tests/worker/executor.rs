@@ -8,8 +8,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use oxidask_server::worker::{
-    Answer, Datum, Executor, Input, Introduction, Outcome, Outgoing, Ran, Received, Request, Task,
-    WorkerHandle,
+    Answer, Datum, Executor, Input, Introduction, Outcome, Outgoing, Ran, Received, Request,
+    RunSpec, Task, WorkerHandle,
 };
 use oxidask_wire::pickle::{PickleArg, exception_pickle, plain_pickle, read_plain};
 use oxidask_wire::{Key, Map, Serialized, Str, Value, map};
@@ -170,8 +170,11 @@ fn die(signal: Signal) -> ! {
 }
 
 /// The name of the function in a pickled task.
-fn function(run_spec: &Value) -> String {
-    let pickle = run_spec.as_pickled().and_then(|node| node.pickle().ok());
+fn function(run_spec: &RunSpec) -> String {
+    let pickle = match run_spec {
+        RunSpec::Node(node) => node.as_pickled().and_then(|node| node.pickle().ok()),
+        RunSpec::Call { function, .. } => Some(function.clone()),
+    };
     let pickle = pickle.unwrap_or_default();
     let Some(at) = pickle
         .windows(PREFIX.len())
