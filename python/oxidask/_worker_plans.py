@@ -128,4 +128,4 @@ def __setstate__(self, state):
     exec(source, scope)
     hastened: Callable[..., Any] = scope["__setstate__"]
     hastened.is_hastened = True  # type: ignore[attr-defined]
-    Task.__setstate__ = hastened
+    Task.__setstate__ = hastened  # type: ignore[method-assign]

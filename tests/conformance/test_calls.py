@@ -179,7 +179,7 @@ def test_a_module_that_is_uploaded_again_is_called_in_its_new_form(
         (functools.partial(operator.add, 1), (2,), 3),
         ("x".join, (["a", "b"],), "axb"),
     ],
-    ids=repr,
+    ids=lambda value: getattr(value, "__qualname__", type(value).__name__),
 )
 def test_callables_of_all_kinds(client, function, args, expected):
     found = client.submit(function, *args, pure=False).result()

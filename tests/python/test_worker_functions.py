@@ -31,7 +31,7 @@ def module_of(monkeypatch, name, source):
 @pytest.mark.parametrize(
     "function",
     [operator.add, len, dict, np.sum, np.add, functools.reduce, pickle.dumps],
-    ids=str,
+    ids=lambda function: function.__name__,
 )
 def test_what_modules_have_is_shared(function):
     shared, imported = direct(pickle.dumps(function))

@@ -151,9 +151,18 @@ struct Connection {
     request_id: u64,
     /// How many of the keeper's upload lists this helper has seen.
     setup_version: u64,
+    /// The zygote's request that made it; `None` once it has expanded a graph, and
+    /// so imported what graphs need by itself.
+    forked_by: Option<u64>,
 }
 
 impl Connection {
+    /// Whether it was forked before this request of the zygote.
+    fn lacks(&self, imported_by: u64) -> bool {
+        self.forked_by
+            .is_some_and(|forked_by| forked_by < imported_by)
+    }
+
     async fn request(&mut self, op: &str, mut fields: Map) -> io::Result<Map> {
         self.request_id += 1;
         fields.insert("id", self.request_id);
@@ -344,6 +353,8 @@ struct Zygote {
     messages: mpsc::UnboundedReceiver<io::Result<Map>>,
     request_id: u64,
     forks: HashMap<u64, UnixStream>,
+    /// The latest request to import something: forks of before lack it.
+    imported_by: u64,
     ready: bool,
 }
 
@@ -519,7 +530,13 @@ impl Keeper {
             stream,
             request_id: 0,
             setup_version: 0,
+            forked_by: id,
         });
+        // It takes the place of one that lacks what was imported since.
+        let imported_by = zygote.imported_by;
+        if let Some(stale) = self.idle.iter().position(|idle| idle.lacks(imported_by)) {
+            self.idle.remove(stale);
+        }
     }
 
     async fn command(&mut self, command: KeeperCommand) {
@@ -531,8 +548,9 @@ impl Keeper {
                 }
                 self.waiting.push_back(reply);
             }
-            KeeperCommand::GiveBack(connection) => {
+            KeeperCommand::GiveBack(mut connection) => {
                 self.leased.retain(|pid| *pid != connection.pid);
+                connection.forked_by = None;
                 self.idle.push(connection);
             }
             KeeperCommand::Kill { pid } => {
@@ -613,7 +631,10 @@ impl Keeper {
                 .len()
                 .min(self.config.helpers_max.saturating_sub(self.leased.len())),
         );
-        while self.idle.len() + self.forks_under_way < wanted {
+        let imported_by = self.zygote.as_ref().map_or(0, |zygote| zygote.imported_by);
+        let fresh = self.idle.iter().filter(|idle| !idle.lacks(imported_by));
+        let fresh_count = fresh.count();
+        while fresh_count + self.forks_under_way < wanted {
             let Some(zygote) = self.zygote.as_mut().filter(|zygote| zygote.ready) else {
                 break;
             };
@@ -675,12 +696,14 @@ impl Zygote {
             messages,
             request_id: 0,
             forks: HashMap::new(),
+            imported_by: 0,
             ready: false,
         })
     }
 
     async fn preimport(&mut self, modules: Value) -> io::Result<()> {
         self.request_id += 1;
+        self.imported_by = self.request_id;
         let fields = map! { "id" => self.request_id, "op" => "preimport", "modules" => modules };
         write_message(&mut self.control, fields).await
     }
