@@ -15,13 +15,23 @@ HERE = str(Path(__file__).parent)
 
 
 async def start_worker(
-    address, directory, name, *, nthreads=1, env=None, preload=None, preload_argv=()
+    address,
+    directory,
+    name,
+    *,
+    nthreads=1,
+    env=None,
+    preload=None,
+    preload_argv=(),
+    memory_limit=None,
 ):
     options = ["--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
     options += ["--name", name, "--nthreads", str(nthreads)]
     options += ["--local-directory", str(directory)]
     if preload is not None:
         options += ["--preload", preload, *preload_argv]
+    if memory_limit is not None:
+        options += ["--memory-limit", memory_limit]
     path = os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")]))
     settings = {"PYTHONPATH": path, "DASK_DISTRIBUTED__WORKER__VALIDATE": "True"}
     return await asyncio.create_subprocess_exec(
