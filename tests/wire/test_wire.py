@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import copy
 import functools
 import importlib.util
 import json
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import dask
 import msgpack
 import numpy as np
@@ -23,6 +25,7 @@ import pandas as pd
 import pytest
 from dask._task_spec import List, Task, TaskRef, Tuple
 from dask.utils import apply
+from distributed import KilledWorker
 from distributed.protocol import deserialize, dumps, loads, to_serialize
 from distributed.protocol.compression import compressions
 from distributed.protocol.compression import decompress as stock_decompress
@@ -285,6 +288,24 @@ def test_exceptions_load(probe):
     )
     assert "attempt to run the task was tcp://10.0.0.1:1." in str(killed)
     assert killed.last_worker.name == 7
+    killed = made["KilledWorker with reasons"]
+    for copied in (
+        lambda error: error,
+        lambda error: pickle.loads(pickle.dumps(error)),
+        lambda error: cloudpickle.loads(cloudpickle.dumps(error)),
+        copy.deepcopy,
+        lambda error: pickle.loads(pickle.dumps(error, 2)),
+    ):
+        killed = copied(killed)
+        assert isinstance(killed, KilledWorker)
+        stock = KilledWorker.__str__(killed)
+        assert str(killed) == f"{stock}\nattempt 1: naïve\nattempt 2: lost"
+        assert killed.task == ("x-1", 0)
+        assert killed.last_worker.address == "tcp://10.0.0.1:1"
+        assert killed.allowed_failures == 1
+        assert f"{type(killed).__module__}.{type(killed).__name__}" == (
+            "distributed.scheduler.KilledWorker"
+        )
     assert str(made["NoWorkerError"]).startswith(
         "Attempted to run task 'x-1' but timed out after 2.50 s waiting"
     )

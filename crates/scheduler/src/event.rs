@@ -27,6 +27,26 @@ pub enum Event {
         /// Send `close` on its stream first.
         close: bool,
     },
+    /// The stream of a worker ended without notice. As `RemoveWorker`, not expected,
+    /// but if a task has now lost its last allowed worker, the worker's nanny gets a
+    /// moment to say why it died.
+    WorkerLost {
+        /// Who is gone.
+        worker: WorkerId,
+        /// Why.
+        stimulus_id: StimulusId,
+    },
+    /// A nanny says why its worker died. May come before or after the worker is missed.
+    WorkerDied {
+        /// The worker's address.
+        address: Arc<str>,
+        /// The id of the process that died: a later one may have the same address.
+        pid: i64,
+        /// In words, such as `exited with status 3`.
+        reason: Str,
+        /// Why.
+        stimulus_id: StimulusId,
+    },
     /// `heartbeat_worker`.
     Heartbeat {
         /// Who reports.

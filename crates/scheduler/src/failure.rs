@@ -56,17 +56,17 @@ pub(crate) fn key_error_reply(key: &Key) -> Failure {
     }
 }
 
-/// The worker died under a task once too often.
+/// The worker died under a task once too often. `attempts` are lines for its text.
 pub(crate) fn killed_worker(
     key: &Key,
     worker: &WorkerState,
     allowed_failures: u32,
+    attempts: &[String],
 ) -> Arc<TaskFailure> {
     let allowed = i64::from(allowed_failures);
-    task_failure(
-        key,
-        pickle::killed_worker(key, &worker.address, &worker.name, allowed),
-    )
+    let (address, name) = (&worker.address, &worker.name);
+    let pickle = pickle::killed_worker(key, address, name, allowed, attempts);
+    task_failure(key, pickle)
 }
 
 /// A task waited too long for any running worker.

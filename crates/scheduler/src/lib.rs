@@ -17,6 +17,7 @@ pub mod instruction;
 // What the scheduler remembers.
 pub mod client;
 mod clients;
+mod deaths;
 pub mod group;
 mod groups;
 pub mod sets;

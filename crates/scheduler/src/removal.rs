@@ -1,7 +1,10 @@
 //! Workers go.
 
+use std::sync::Arc;
+
 use oxidask_wire::{Key, Map, Value};
 
+use crate::deaths::{self, Death, Leave};
 use crate::failure::killed_worker;
 use crate::id::{TaskId, WorkerId};
 use crate::instruction::{Instruction, Level, ToWorker};
@@ -13,13 +16,18 @@ impl Scheduler {
     pub(crate) fn remove_worker(
         &mut self,
         worker: WorkerId,
-        expected: bool,
+        leave: Leave,
         close: bool,
         cx: &mut Cx<'_>,
     ) {
         let Some(ws) = self.workers.get(worker) else {
             return;
         };
+        let leave = match self.deaths.end_wait(worker) {
+            true if leave != Leave::Expected => Leave::Lost,
+            true | false => leave,
+        };
+        let expected = leave == Leave::Expected;
         let (address, name) = (ws.address.clone(), ws.name.clone());
         let shown =
             Key::from_value(&name).map_or_else(|_| format!("{name:?}"), |name| name.python_str());
@@ -45,8 +53,15 @@ impl Scheduler {
 
         let processing: Vec<TaskId> = self.workers[worker].processing.iter().collect();
         let processing_keys = self.keys_of(&processing);
-        for &task in &processing {
-            self.lose_run(task, worker, expected, cx);
+        if expected {
+            for &task in &processing {
+                self.recommend(task, State::Released);
+            }
+        } else if !processing.is_empty() {
+            let death = self.record_death(worker, leave, cx.stimulus_id);
+            for &task in &processing {
+                self.lose_run(task, worker, &death, cx);
+            }
         }
         let (recompute, lost) = self.lose_replicas(worker);
         let (recompute_keys, lost_keys) = (self.keys_of(&recompute), self.keys_of(&lost));
@@ -117,13 +132,10 @@ impl Scheduler {
     }
 
     /// A task was assigned to the worker that is gone.
-    fn lose_run(&mut self, task: TaskId, worker: WorkerId, expected: bool, cx: &mut Cx<'_>) {
-        if expected {
-            self.recommend(task, State::Released);
-            return;
-        }
+    fn lose_run(&mut self, task: TaskId, worker: WorkerId, death: &Arc<Death>, cx: &mut Cx<'_>) {
         let ts = &mut self.tasks[task];
         ts.suspicious += 1;
+        deaths::remember(&mut ts.extras_mut().deaths, death);
         let suspicious = ts.suspicious;
         let prefix = self.groups[ts.group].prefix;
         self.groups[prefix].suspicious += 1;
@@ -133,12 +145,16 @@ impl Scheduler {
             return;
         }
         let key = self.tasks[task].key.clone();
-        let failure = killed_worker(&key, &self.workers[worker], allowed);
+        let attempts = self.attempts(task);
+        let failure = killed_worker(&key, &self.workers[worker], allowed, &attempts);
         let worker = Some(worker);
         self.transition(task, State::Erred, Detail::Failed { failure, worker }, cx);
         cx.log(
             Level::Error,
-            format!("Task {key} marked as failed because {suspicious} workers died while trying to run it"),
+            format!(
+                "Task {key} marked as failed because {suspicious} workers died while trying to run it{}",
+                attempts.iter().map(|line| format!("\n    {line}")).collect::<String>()
+            ),
         );
     }
 

@@ -9,6 +9,7 @@ use crate::bundles::Bundles;
 use crate::client::{ClientState, FIRE_AND_FORGET};
 use crate::clients::Clients;
 use crate::config::Config;
+use crate::deaths::{Deaths, Leave};
 use crate::event::Event;
 use crate::failure::Raised;
 use crate::graph::RunSpec;
@@ -78,6 +79,7 @@ pub struct Scheduler {
     /// What a process that mirrors the state was told, while there is one.
     pub(crate) mirror: Option<Box<crate::mirror::Mirror>>,
     pub(crate) erred_tasks: VecDeque<ErredTask>,
+    pub(crate) deaths: Deaths,
     pub(crate) computations: VecDeque<Computation>,
     /// The worker that is being given queued tasks beyond its slots.
     pub(crate) ahead: Option<WorkerId>,
@@ -181,6 +183,7 @@ impl Scheduler {
             story: Story::new(config.low_level_log_length),
             mirror: None,
             erred_tasks: VecDeque::new(),
+            deaths: Deaths::default(),
             computations: VecDeque::new(),
             ahead: None,
             pending_graphs: VecDeque::new(),
@@ -215,10 +218,44 @@ impl Scheduler {
                 expected,
                 close,
             } => {
+                let leave = match expected {
+                    true => Leave::Expected,
+                    false => Leave::Removed,
+                };
                 self.remove_worker(
                     worker,
-                    expected,
+                    leave,
                     close,
+                    &mut Cx {
+                        now,
+                        stimulus_id: &stimulus_id,
+                        out,
+                    },
+                );
+            }
+            Event::WorkerLost {
+                worker,
+                stimulus_id,
+            } => {
+                self.worker_lost(
+                    worker,
+                    &mut Cx {
+                        now,
+                        stimulus_id: &stimulus_id,
+                        out,
+                    },
+                );
+            }
+            Event::WorkerDied {
+                address,
+                pid,
+                reason,
+                stimulus_id,
+            } => {
+                self.worker_died(
+                    &address,
+                    pid,
+                    &reason,
                     &mut Cx {
                         now,
                         stimulus_id: &stimulus_id,

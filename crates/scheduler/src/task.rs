@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use oxidask_wire::{Key, Map, Str, Value};
 
+use crate::deaths::Death;
 use crate::graph::{Number, RunSpec};
 use crate::id::{ClientId, GroupId, TaskId, WorkerId};
 use crate::sets::IdSet;
@@ -201,6 +202,8 @@ pub struct Extras {
     pub metadata: Map,
     /// The shuffle whose barrier this task is.
     pub barrier: Option<Arc<str>>,
+    /// How workers died while it was assigned to them: the last ones, oldest first.
+    pub(crate) deaths: Vec<Arc<Death>>,
 }
 
 /// A task. `Scheduler::task` gives it by id.

@@ -12,10 +12,12 @@ use crate::transitions::Detail;
 impl Scheduler {
     /// When `Event::Tick` should come, in seconds since the epoch.
     pub fn next_deadline(&self) -> Option<f64> {
-        match (self.no_workers_deadline(), self.next_stealing_round()) {
-            (Some(timeout), Some(stealing)) => Some(timeout.min(stealing)),
-            (timeout, stealing) => timeout.or(stealing),
-        }
+        let deadlines = [
+            self.no_workers_deadline(),
+            self.next_stealing_round(),
+            self.deaths.next_deadline(),
+        ];
+        deadlines.into_iter().flatten().reduce(f64::min)
     }
 
     fn no_workers_deadline(&self) -> Option<f64> {
@@ -34,6 +36,7 @@ impl Scheduler {
     }
 
     pub(crate) fn tick(&mut self, now: f64, out: &mut Instructions) {
+        self.give_up_reports(now, out);
         self.check_no_workers_timeout(now, out);
         self.tick_stealing(now, out);
     }

@@ -45,6 +45,7 @@ impl Scheduler {
         for (worker, ws) in self.workers.iter() {
             self.validate_worker(worker, ws);
         }
+        self.validate_deaths();
         self.validate_worker_sets();
         self.validate_clients();
         self.validate_groups();
@@ -100,6 +101,17 @@ impl Scheduler {
         }
         let lingering = self.tasks.iter().filter(|(_, ts)| ts.lingers).count();
         assert_eq!(listed, lingering, "tasks linger without an end");
+    }
+
+    fn validate_deaths(&self) {
+        for (_, ts) in self.tasks.iter() {
+            let deaths = ts.extras.as_ref().map_or(0, |extras| extras.deaths.len());
+            assert!(deaths <= ts.suspicious as usize, "{:?}", ts.key);
+        }
+        for worker in self.deaths.waiting() {
+            let ws = self.workers.get(worker).expect("a lost worker is known");
+            assert_ne!(ws.status, Status::Running, "{} is lost", ws.address);
+        }
     }
 
     fn validate_edges(&self, task: TaskId, ts: &TaskState) {

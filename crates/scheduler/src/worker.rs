@@ -85,6 +85,8 @@ pub struct WorkerState {
     pub(crate) open_slots: u32,
     /// The key under which `Scheduler::open` has it.
     pub(crate) open_key: Option<u64>,
+    /// Why it died, if its nanny said so before the worker was missed.
+    pub(crate) death: Option<Box<str>>,
     /// Being removed: no longer one of the workers, kept until its tasks have moved on.
     pub(crate) leaving: bool,
 }
@@ -126,6 +128,7 @@ impl WorkerState {
             rank: 0,
             open_slots: 0,
             open_key: None,
+            death: None,
             leaving: false,
         }
     }

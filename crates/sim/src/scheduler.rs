@@ -297,13 +297,22 @@ impl Cluster<'_> {
     /// The stream of a worker has ended.
     pub(crate) fn worker_gone(&mut self, worker: usize) {
         if let Some(id) = self.workers[worker].id {
-            self.remove_worker(id, "handle-worker-cleanup");
+            self.count_death();
+            let stimulus_id = self.stimulus("handle-worker-cleanup").into();
+            self.scheduler_event(Event::WorkerLost {
+                worker: id,
+                stimulus_id,
+            });
         }
     }
 
-    fn remove_worker(&mut self, worker: WorkerId, reason: &str) {
+    fn count_death(&mut self) {
         self.tally.deaths += 1;
         self.tally.disturbances += 1;
+    }
+
+    fn remove_worker(&mut self, worker: WorkerId, reason: &str) {
+        self.count_death();
         let stimulus_id = self.stimulus(reason).into();
         self.scheduler_event(Event::RemoveWorker {
             worker,

@@ -94,7 +94,17 @@ fn constants() -> Value {
         ),
         (
             "KilledWorker",
-            pickle::killed_worker(&tuple_key, "tcp://10.0.0.1:1", &Value::Int(7), 3),
+            pickle::killed_worker(&tuple_key, "tcp://10.0.0.1:1", &Value::Int(7), 3, &[]),
+        ),
+        (
+            "KilledWorker with reasons",
+            pickle::killed_worker(
+                &tuple_key,
+                "tcp://10.0.0.1:1",
+                &Value::Int(7),
+                1,
+                &["attempt 1: naïve".to_owned(), "attempt 2: lost".to_owned()],
+            ),
         ),
         (
             "NoWorkerError",

@@ -196,7 +196,23 @@ pub fn exception_pickle(module: &str, class: &str, args: &[PickleArg<'_>]) -> Ve
 ///
 /// The worker is a `SimpleNamespace` with `address` and `name`: stock pickles
 /// its whole `WorkerState`, of which the text shows only the address.
-pub fn killed_worker(task: &Key, address: &str, name: &Value, allowed_failures: i64) -> Vec<u8> {
+///
+/// `attempts` are lines that `str` appends to stock's text. The class puts that text
+/// together itself, so that the exception is then of a nameless subclass that the
+/// pickle makes. It needs nothing but the standard library, and can be pickled again:
+///
+/// ```text
+///  type("KilledWorker", (KilledWorker,), {"__str__": partialmethod(getattr, "text"),
+///       "__reduce_ex__": partialmethod(getattr, "reduced"), …})(task, worker, allowed)
+///  reduced = (loads, (the pickle of this,), {"text": …, "reduced": reduced})
+/// ```
+pub fn killed_worker(
+    task: &Key,
+    address: &str,
+    name: &Value,
+    allowed_failures: i64,
+    attempts: &[String],
+) -> Vec<u8> {
     let name = match name {
         Value::Str(text) => PickleArg::Str(text),
         Value::Int(number) => PickleArg::Int(*number),
@@ -205,15 +221,77 @@ pub fn killed_worker(task: &Key, address: &str, name: &Value, allowed_failures: 
         _ => PickleArg::Str(address),
     };
     let worker = PickleArg::Namespace(vec![("address", PickleArg::Str(address)), ("name", name)]);
-    exception_pickle(
-        "distributed.scheduler",
-        "KilledWorker",
-        &[
-            PickleArg::Key(task),
-            worker,
-            PickleArg::Int(allowed_failures),
-        ],
-    )
+    let args = [
+        PickleArg::Key(task),
+        worker,
+        PickleArg::Int(allowed_failures),
+    ];
+    let (module, class) = ("distributed.scheduler", "KilledWorker");
+    if attempts.is_empty() {
+        return exception_pickle(module, class, &args);
+    }
+    let mut text = format!(
+        "Attempted to run task {} on {} different workers, but all those workers died while \
+         running it. The last worker that attempt to run the task was {address}. Inspecting \
+         worker logs is often a good next step to diagnose what went wrong. For more information \
+         see https://distributed.dask.org/en/stable/killed.html.",
+        task.python_repr(),
+        allowed_failures.saturating_add(1),
+    );
+    for attempt in attempts {
+        text.push('\n');
+        text.push_str(attempt);
+    }
+
+    let mut bare = Pickler::new(512);
+    bare.global("builtins", "type");
+    bare.op(op::MARK);
+    bare.str(class);
+    bare.global(module, class);
+    bare.op(op::TUPLE1);
+    bare.op(op::EMPTY_DICT);
+    bare.op(op::MARK);
+    bare.str("__module__");
+    bare.str(module);
+    for (method, attribute) in [("__str__", "text"), ("__reduce_ex__", "reduced")] {
+        bare.str(method);
+        bare.global("functools", "partialmethod");
+        bare.op(op::MARK);
+        bare.global("builtins", "getattr");
+        bare.str(attribute);
+        bare.op(op::TUPLE);
+        bare.op(op::REDUCE);
+    }
+    bare.op(op::SETITEMS);
+    bare.op(op::TUPLE);
+    bare.op(op::REDUCE);
+    bare.op(op::MARK);
+    for arg in &args {
+        bare.constant(arg);
+    }
+    bare.op(op::TUPLE);
+    bare.op(op::REDUCE);
+
+    let mut pickle = Pickler::new(1024);
+    // In the memo: 0 is `loads`, 1 its arguments, 2 the state.
+    pickle.global("_pickle", "loads");
+    pickle.bytes(&bare.finish());
+    pickle
+        .out
+        .extend_from_slice(&[op::TUPLE1, op::MEMOIZE, op::REDUCE]);
+    pickle
+        .out
+        .extend_from_slice(&[op::EMPTY_DICT, op::MEMOIZE, op::MARK]);
+    pickle.str("text");
+    pickle.str(&text);
+    pickle.str("reduced");
+    for index in 0..3 {
+        pickle.out.extend_from_slice(&[op::BINGET, index]);
+    }
+    pickle
+        .out
+        .extend_from_slice(&[op::TUPLE3, op::SETITEMS, op::BUILD]);
+    pickle.finish()
 }
 
 /// `distributed.scheduler.NoWorkerError`; `timeout` in seconds.

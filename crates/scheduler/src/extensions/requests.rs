@@ -14,6 +14,7 @@ use super::{
 };
 use crate::Scheduler;
 use crate::balance::{Shrink, adaptive_target, workers_to_close};
+use crate::deaths;
 use crate::id::{RequestId, StimulusId, WorkerId};
 use crate::instruction::{Failure, Instruction, Instructions, Level};
 
@@ -305,6 +306,11 @@ impl Extensions {
             "log_event" => {
                 let topics = topics::topic_names(&arguments.required("topic")?)?;
                 let message = arguments.required("msg")?;
+                if topics.iter().any(|topic| &**topic == deaths::TOPIC)
+                    && let Some(event) = deaths::report(&message, now)
+                {
+                    scheduler.apply(now, event, out);
+                }
                 self.topics.publish(scheduler, now, &topics, &message, out);
                 NONE
             }

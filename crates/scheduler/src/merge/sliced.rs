@@ -113,6 +113,8 @@ impl Scheduler {
             | Event::ClientDesiresKeys { client, .. } => self.clients.find(client),
             Event::AddWorker(_)
             | Event::RemoveWorker { .. }
+            | Event::WorkerLost { .. }
+            | Event::WorkerDied { .. }
             | Event::Heartbeat { .. }
             | Event::WorkerStatusChange { .. }
             | Event::TaskFinished { .. }

@@ -244,6 +244,16 @@ impl Env {
                 expected: verb == "retire",
                 close: false,
             },
+            "lose" => Event::WorkerLost {
+                worker: self.worker(plain[0]),
+                stimulus_id: self.stimulus(),
+            },
+            "died" => Event::WorkerDied {
+                address: address(plain[0]).into(),
+                pid: number(option("pid")).unwrap_or(1),
+                reason: Str::from(plain[1..].join(" ")),
+                stimulus_id: self.stimulus(),
+            },
             "status" => Event::WorkerStatusChange {
                 worker: self.worker(plain[0]),
                 status: Status::from_name(plain[1]).expect("a status"),
@@ -333,6 +343,7 @@ impl Env {
                 return self.show(&out);
             }
             "states" => return vec![self.states()],
+            "attempts" => return self.attempts(plain[0]),
             "story" => return self.story(&keys(0)),
             "idle" => return vec![format!("= {}", self.names(self.scheduler.idle()))],
             "occupancy" => {
@@ -367,7 +378,7 @@ impl Env {
                 .into_iter()
                 .collect(),
             status: Status::Init,
-            nanny: None,
+            nanny: option("nanny").map(Str::from),
             pid: 1,
             server_id: Str::from(plain[0]),
             services: Value::Nil,
@@ -553,6 +564,7 @@ impl Env {
                 level: Level::Warning | Level::Error,
                 text,
             } => {
+                let text = text.lines().next().unwrap_or_default();
                 let text: String = text.chars().take(100).collect();
                 format!("~ {text}")
             }
@@ -588,6 +600,19 @@ impl Env {
             .collect();
         states.sort();
         format!("= {}", states.join(" ")).trim_end().to_owned()
+    }
+
+    /// What the exception of a task says of each worker that died under it.
+    fn attempts(&self, key: &str) -> Vec<String> {
+        let task = self.scheduler.task_id(&key.into()).expect("a known task");
+        let ts = self.scheduler.task(task).expect("a known task");
+        let failure = ts.failure.as_ref().expect("a task that failed");
+        let pickle = failure.exception.as_bin().expect("a pickle").to_vec();
+        let text = String::from_utf8_lossy(&pickle).into_owned();
+        let (_, text) = text.split_once("killed.html.\n").unwrap_or_default();
+        // What follows is the next string of the pickle.
+        let (text, _) = text.split_once('\u{fffd}').unwrap_or_default();
+        text.lines().map(|line| format!("= {line}")).collect()
     }
 
     fn levels(&self) -> String {

@@ -7,6 +7,7 @@
     reason = "test code: what goes wrong has to be seen, and instructions are looked at by a few"
 )]
 
+mod deaths;
 mod env;
 mod failures;
 mod large;

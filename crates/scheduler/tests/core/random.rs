@@ -137,12 +137,27 @@ impl World {
                 if let Some(worker) = worker {
                     let expected = b.is_multiple_of(3);
                     let close = b.is_multiple_of(2);
-                    self.send(Event::RemoveWorker {
-                        worker,
-                        stimulus_id,
-                        expected,
-                        close,
-                    });
+                    match b % 5 {
+                        0 => self.send(Event::WorkerLost {
+                            worker,
+                            stimulus_id,
+                        }),
+                        1 => {
+                            let ws = self.env.scheduler.worker(worker);
+                            self.send(Event::WorkerDied {
+                                address: ws.expect("known").address.clone(),
+                                pid: i64::from(b % 2),
+                                reason: Str::from("died"),
+                                stimulus_id,
+                            });
+                        }
+                        _ => self.send(Event::RemoveWorker {
+                            worker,
+                            stimulus_id,
+                            expected,
+                            close,
+                        }),
+                    }
                 }
             }
             3..=6 => self.submit(a, b),
@@ -385,7 +400,7 @@ impl World {
             } else {
                 Status::Running
             },
-            nanny: None,
+            nanny: a.is_multiple_of(2).then(|| Str::from("nanny")),
             pid: 1,
             server_id: Str::from(name),
             services: Value::Nil,

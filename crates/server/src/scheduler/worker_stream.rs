@@ -176,11 +176,9 @@ fn start_stream(shell: &mut Shell, id: WorkerId, link: WorkerLink) {
 fn remove(shell: &mut Shell, worker: WorkerId) {
     if shell.core.worker(worker).is_some() {
         let stimulus_id = format!("handle-worker-cleanup-{}", now()).into();
-        shell.event(Event::RemoveWorker {
+        shell.event(Event::WorkerLost {
             worker,
             stimulus_id,
-            expected: false,
-            close: true,
         });
     }
 }
