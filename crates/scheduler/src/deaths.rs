@@ -11,11 +11,12 @@ use std::sync::{Arc, OnceLock};
 
 use oxidask_wire::{Str, Value};
 
-use crate::event::Event;
+use crate::event::{Event, NewWorker};
 use crate::failure::format_bytes;
 use crate::id::{Status, StimulusId, TaskId, WorkerId};
 use crate::instruction::Instructions;
 use crate::scheduler::{Cx, Scheduler};
+use crate::worker::WorkerState;
 
 /// The topic on which nannies say why a worker died.
 pub(crate) const TOPIC: &str = "worker-died";
@@ -54,6 +55,7 @@ pub(crate) enum Leave {
 #[derive(Debug, PartialEq)]
 pub(crate) struct Death {
     worker: Arc<str>,
+    nanny: Option<Str>,
     pid: i64,
     /// What its nanny says.
     reported: OnceLock<Box<str>>,
@@ -104,7 +106,7 @@ impl Deaths {
         self.waits.iter().map(|wait| wait.worker)
     }
 
-    fn is_waiting(&self, worker: WorkerId) -> bool {
+    pub(crate) fn is_waiting(&self, worker: WorkerId) -> bool {
         self.waiting().any(|waiting| waiting == worker)
     }
 }
@@ -121,7 +123,7 @@ pub(crate) fn remember(deaths: &mut Vec<Arc<Death>>, death: &Arc<Death>) {
 pub(crate) fn report(message: &Value, now: f64) -> Option<Event> {
     let message = message.as_map()?;
     Some(Event::WorkerDied {
-        address: message.get("worker")?.as_str()?.into(),
+        nanny: Str::from(message.get("nanny")?.as_str()?),
         pid: message.get("pid")?.as_i64()?,
         reason: Str::from(message.get("reason")?.as_str()?),
         stimulus_id: format!("worker-died-{now}").into(),
@@ -150,10 +152,11 @@ impl Scheduler {
         }
     }
 
-    pub(crate) fn worker_died(&mut self, address: &str, pid: i64, reason: &str, cx: &mut Cx<'_>) {
+    pub(crate) fn worker_died(&mut self, nanny: &str, pid: i64, reason: &str, cx: &mut Cx<'_>) {
         let reason = shortened(reason, REASON_LENGTH_MAX).into_boxed_str();
-        let worker = self.workers.find(address);
-        let worker = worker.filter(|&worker| self.workers[worker].pid == pid);
+        let is_it = |ws: &WorkerState| ws.pid == pid && ws.nanny.as_deref() == Some(nanny);
+        let worker = self.workers.iter().find(|(_, ws)| is_it(ws));
+        let worker = worker.map(|(worker, _)| worker);
         if let Some(worker) = worker {
             self.workers[worker].death = Some(reason);
             if self.deaths.is_waiting(worker) {
@@ -162,10 +165,21 @@ impl Scheduler {
             return;
         }
         let mut recent = self.deaths.recent.iter().rev();
-        let death = recent.find(|death| &*death.worker == address && death.pid == pid);
+        let death = recent.find(|death| death.pid == pid && death.nanny.as_deref() == Some(nanny));
         if let Some(death) = death {
             // The first report counts.
             let _ = death.reported.set(reason);
+        }
+    }
+
+    /// Removes lost workers that have the name or the address of a new one.
+    pub(crate) fn make_room_for(&mut self, new: &NewWorker, cx: &mut Cx<'_>) {
+        let same = [
+            self.workers.find(&new.address),
+            self.workers.find_alias(&new.name),
+        ];
+        for worker in same.into_iter().flatten() {
+            self.remove_worker(worker, Leave::Lost, false, cx);
         }
     }
 
@@ -200,6 +214,7 @@ impl Scheduler {
         };
         let death = Arc::new(Death {
             worker: ws.address.clone(),
+            nanny: ws.nanny.clone(),
             pid: ws.pid,
             reported: ws.death.take().map_or_else(OnceLock::new, OnceLock::from),
             presumed,

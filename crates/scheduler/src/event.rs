@@ -38,9 +38,9 @@ pub enum Event {
     },
     /// A nanny says why its worker died. May come before or after the worker is missed.
     WorkerDied {
-        /// The worker's address.
-        address: Arc<str>,
-        /// The id of the process that died: a later one may have the same address.
+        /// The nanny's address. It need not know the worker's yet.
+        nanny: Str,
+        /// The id of the process that died.
         pid: i64,
         /// In words, such as `exited with status 3`.
         reason: Str,

@@ -517,10 +517,12 @@ impl Scheduler {
     /// # Errors
     /// The address or the name is taken.
     pub fn check_worker(&self, address: &str, name: &Value) -> Result<(), String> {
-        if self.workers.find(address).is_some() {
+        // A lost worker makes room for its successor.
+        let is_here = |worker: &WorkerId| !self.deaths.is_waiting(*worker);
+        if self.workers.find(address).filter(is_here).is_some() {
             return Err(format!("Worker already exists {address}"));
         }
-        if self.workers.find_alias(name).is_some() {
+        if self.workers.find_alias(name).filter(is_here).is_some() {
             let name = Key::from_value(name)
                 .map_or_else(|_| format!("{name:?}"), |name| name.python_str());
             return Err(format!("name taken, {name}"));

@@ -25,6 +25,7 @@ impl Scheduler {
             stimulus_id: &stimulus_id,
             out,
         };
+        self.make_room_for(&new, cx);
         let address = new.address.clone();
         let mut message = Map::new();
         message.push("action", "add-worker");

@@ -247,13 +247,13 @@ impl Scheduler {
                 );
             }
             Event::WorkerDied {
-                address,
+                nanny,
                 pid,
                 reason,
                 stimulus_id,
             } => {
                 self.worker_died(
-                    &address,
+                    &nanny,
                     pid,
                     &reason,
                     &mut Cx {

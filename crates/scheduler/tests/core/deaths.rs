@@ -10,14 +10,14 @@ fn reports_come_before_or_after_the_end_of_the_stream() {
         "
 client c
 submit c x: x
-worker a1 nanny=n
+worker a1 nanny=n1
   > a1 compute x
-died a1 exited with status 3
+died n1 exited with status 3
 lose a1
-worker a2 nanny=n
+worker a2 nanny=n2
   > a2 compute x
 lose a2
-died a2 was killed
+died n2 was killed
 worker a3
   > a3 compute x
 lose a3
@@ -48,13 +48,13 @@ fn the_last_worker_is_lost_when_its_nanny_has_spoken() {
         one_attempt(),
         "
 client c
-worker a1 nanny=n
+worker a1 nanny=n1
 submit c x: x
   > a1 compute x
 lose a1
 submit c y: y
 lose a1
-died a1 exited with status 3
+died n1 exited with status 3
   < c erred x KilledWorker
   ~ Task x marked as failed because 1 workers died while trying to run it
 attempts x
@@ -71,7 +71,7 @@ fn a_nanny_that_says_nothing_is_waited_for_but_briefly() {
         one_attempt(),
         "
 client c
-worker a1 nanny=n
+worker a1 nanny=n1
 submit c x: x
   > a1 compute x
 lose a1
@@ -79,7 +79,7 @@ wait 1.9
 wait 0.1
   < c erred x KilledWorker
   ~ Task x marked as failed because 1 workers died while trying to run it
-died a1 too late
+died n1 too late
 attempts x
   = attempt 1: tcp://a1:1 (pid 1): lost connection; tasks: 'x'; memory: 0.95 MiB
 ",
@@ -92,7 +92,7 @@ fn a_nanny_that_unregisters_its_worker_has_nothing_more_to_say() {
         one_attempt(),
         "
 client c
-worker a1 nanny=n
+worker a1 nanny=n1
 submit c x: x
   > a1 compute x
 lose a1
@@ -128,7 +128,7 @@ fn nobody_waits_for_the_nanny_while_there_are_attempts_left() {
     check(
         "
 client c
-worker a1 nanny=n
+worker a1 nanny=n1
 worker a2
 submit c x: x
   > a1 compute x
@@ -145,18 +145,39 @@ fn a_report_on_another_process_changes_nothing() {
         one_attempt(),
         "
 client c
-worker a1 nanny=n
+worker a1 nanny=n1
 submit c x: x
   > a1 compute x
-died a1 pid=7 somebody else
+died n1 pid=7 somebody else
 lose a1
-died a2 somebody else
-died a1 pid=7 somebody else
+died n2 somebody else
+died n1 pid=7 somebody else
 wait 2
   < c erred x KilledWorker
   ~ Task x marked as failed because 1 workers died while trying to run it
 attempts x
   = attempt 1: tcp://a1:1 (pid 1): lost connection; tasks: 'x'; memory: 0.95 MiB
+",
+    );
+}
+
+#[test]
+fn a_lost_worker_makes_room_for_its_successor() {
+    check_with(
+        one_attempt(),
+        "
+client c
+worker a1 nanny=n1
+submit c x: x
+  > a1 compute x
+lose a1
+worker a1 nanny=n1
+  < c erred x KilledWorker
+  ~ Task x marked as failed because 1 workers died while trying to run it
+attempts x
+  = attempt 1: tcp://a1:1 (pid 1): lost connection; tasks: 'x'; memory: 0.95 MiB
+submit c y: y
+  > a1 compute y
 ",
     );
 }

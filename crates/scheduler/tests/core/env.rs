@@ -249,7 +249,7 @@ impl Env {
                 stimulus_id: self.stimulus(),
             },
             "died" => Event::WorkerDied {
-                address: address(plain[0]).into(),
+                nanny: Str::from(plain[0]),
                 pid: number(option("pid")).unwrap_or(1),
                 reason: Str::from(plain[1..].join(" ")),
                 stimulus_id: self.stimulus(),

@@ -143,9 +143,9 @@ impl World {
                             stimulus_id,
                         }),
                         1 => {
-                            let ws = self.env.scheduler.worker(worker);
+                            let ws = self.env.scheduler.worker(worker).expect("known");
                             self.send(Event::WorkerDied {
-                                address: ws.expect("known").address.clone(),
+                                nanny: ws.nanny.clone().unwrap_or_default(),
                                 pid: i64::from(b % 2),
                                 reason: Str::from("died"),
                                 stimulus_id,
@@ -400,7 +400,7 @@ impl World {
             } else {
                 Status::Running
             },
-            nanny: a.is_multiple_of(2).then(|| Str::from("nanny")),
+            nanny: a.is_multiple_of(2).then(|| Str::from(name.as_str())),
             pid: 1,
             server_id: Str::from(name),
             services: Value::Nil,
