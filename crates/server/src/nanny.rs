@@ -25,6 +25,7 @@ use oxidask_comm::{Address, Connection, ConnectionPool, Options, Scheme, connect
 use oxidask_wire::handshake::Handshake;
 use oxidask_wire::{Frames, Map, Value, map, message};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, error, info, warn};
 
@@ -235,6 +236,7 @@ pub async fn spawn(options: NannyOptions, logs: Logs) -> Result<NannyHandle, Sta
         process_count: 0,
         resident_nbytes_max,
         over_memory: None,
+        report: None,
         terminate_fraction: terminate.unwrap_or_default(),
         on_stopped: Vec::new(),
         on_started: Vec::new(),
@@ -410,15 +412,15 @@ impl NannyHandle {
         settings.pool.exchange(&settings.scheduler, &request).await
     }
 
-    /// `Nanny.log_event`; nobody waits for it.
-    fn log_event(&self, topic: &'static str, event: Map) {
+    /// `Nanny.log_event`.
+    fn log_event(&self, topic: &'static str, event: Map) -> JoinHandle<()> {
         let nanny = self.clone();
         tokio::spawn(async move {
             let fields = map! { "topic" => topic, "msg" => event };
             if let Err(error) = nanny.request("log_event", fields).await {
                 debug!(target: LOGGER, %error, "cannot tell the scheduler of an event");
             }
-        });
+        })
     }
 }
 
@@ -504,6 +506,8 @@ struct Shell {
     resident_nbytes_max: Option<u64>,
     /// The worker had so many bytes in memory when it was ended for it.
     over_memory: Option<u64>,
+    /// The scheduler is being told why the last worker died.
+    report: Option<JoinHandle<()>>,
     terminate_fraction: f64,
     on_stopped: Vec<oneshot::Sender<()>>,
     on_started: Vec<oneshot::Sender<Result<(), NotStarted>>>,
@@ -692,6 +696,7 @@ impl Shell {
         self.over_memory = Some(nbytes);
         process.terminate();
         let event = map! { "worker" => worker, "pid" => pid, "rss" => nbytes };
+        // Nobody waits for it.
         self.handle.log_event("worker-restart-memory", event);
     }
 
@@ -711,14 +716,22 @@ impl Shell {
         process.kill();
     }
 
-    fn unregister(&self, address: String) {
+    fn unregister(&mut self, address: String) {
+        let report = self.report.take();
         let status = self.core.status();
         info!(target: LOGGER, "Unregistering worker (status={})", status.name());
         let handle = self.handle.clone();
         tokio::spawn(async move {
             let stimulus_id = worker::stimulus_id("nanny-close");
             let fields = map! { "address" => address, "stimulus_id" => stimulus_id.as_str() };
-            let told = handle.request("unregister", fields);
+            let told = async {
+                // Why it died goes first: the scheduler may wait for that, and does no
+                // longer once it knows that the worker is gone.
+                if let Some(report) = report {
+                    let _ = report.await;
+                }
+                handle.request("unregister", fields).await
+            };
             match tokio::time::timeout(UNREGISTER_TIMEOUT, told).await {
                 Ok(Ok(_)) => {}
                 // It learns by itself, or is gone.
@@ -730,7 +743,7 @@ impl Shell {
     }
 
     /// Says why a worker died that nobody asked to close.
-    fn report_death(&self, worker: Option<Worker>, exit: Exit, obituary: Option<&Obituary>) {
+    fn report_death(&mut self, worker: Option<Worker>, exit: Exit, obituary: Option<&Obituary>) {
         let Some(obituary) = obituary else { return };
         let reason = exit.reason(Circumstances {
             over_memory: self.over_memory.zip(self.resident_nbytes_max),
@@ -754,11 +767,12 @@ impl Shell {
             .collect();
         let event = map! {
             "worker" => address,
+            "nanny" => self.handle.address(),
             "pid" => obituary.pid,
             "reason" => reason,
             "log" => log,
         };
-        self.handle.log_event("worker-died", event);
+        self.report = Some(self.handle.log_event("worker-died", event));
     }
 
     fn not_started(&mut self, text: &str, timed_out: bool) {
