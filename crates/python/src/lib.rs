@@ -6,8 +6,11 @@
 //!  oxidask worker             ──► worker::Factory ──► oxidask._worker
 //! ```
 
-use std::ffi::OsString;
+use std::ffi::{OsString, c_int};
 use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use mimalloc::MiMalloc;
 use oxidask_server::options::PythonCommand;
@@ -51,5 +54,41 @@ fn main(py: Python<'_>, argv: Vec<OsString>) -> PyResult<i32> {
         "signal",
         (signal.getattr("SIGINT")?, signal.getattr("SIG_DFL")?),
     )?;
-    Ok(py.detach(|| oxidask_cli::main(argv, python, Some(&worker::Factory))))
+    let (status, _attached) = py.detach(|| {
+        let status = oxidask_cli::main(argv, python, Some(&worker::Factory));
+        (status, leave_anyway(status))
+    });
+    Ok(status)
+}
+
+/// How long this thread may wait for the interpreter at the end. Chosen: threads of the
+/// interpreter take turns every five milliseconds, except those that never give it up.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Ends the process with this status if what is returned still exists after
+/// [`ATTACH_TIMEOUT`]: then a task holds the interpreter, and nobody can end it in order.
+fn leave_anyway(status: i32) -> mpsc::Sender<()> {
+    let (attached, waiting) = mpsc::channel();
+    let wait = move || {
+        if waiting.recv_timeout(ATTACH_TIMEOUT) == Err(mpsc::RecvTimeoutError::Timeout) {
+            exit_now(status);
+        }
+    };
+    let thread = thread::Builder::new().name("oxidask-leave".to_owned());
+    // Without it the end comes when the task gives up the interpreter.
+    let _ = thread.spawn(wait);
+    attached
+}
+
+#[expect(
+    unsafe_code,
+    reason = "the standard library only leaves by way of `exit`"
+)]
+fn exit_now(status: i32) -> ! {
+    unsafe extern "C" {
+        fn _exit(status: c_int) -> !;
+    }
+    // SAFETY: `_exit` of POSIX may be called on any thread at any time. Unlike `exit` it
+    // runs no functions of libraries that a thread may be in the middle of.
+    unsafe { _exit(status) }
 }

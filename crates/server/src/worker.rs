@@ -74,9 +74,6 @@ const CONNECTIONS_MAX: usize = 512;
 /// seconds; what is sent last fits in one batch.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long running tasks may take to end, as in stock.
-const EXECUTOR_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// A worker that could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -438,11 +435,7 @@ impl Handle {
     pub fn stopper(&self) -> impl Fn(&str, bool) + Send + Sync + use<> {
         let shell = self.shell.clone();
         move |reason, executor_wait| {
-            shell.close_as(Closing {
-                reason: reason.into(),
-                nanny: false,
-                executor_wait,
-            });
+            shell.close_as(Closing::new(reason, false, executor_wait));
         }
     }
 
@@ -462,6 +455,7 @@ impl Handle {
             reason,
             nanny,
             executor_wait,
+            timeout,
         } = shell.closing().await;
         let address = &shell.settings.address;
         info!(target: "distributed.worker", "Stopping worker at {address}. Reason: {reason}");
@@ -480,7 +474,12 @@ impl Handle {
             self.tell_nanny(&reason).await;
         }
         self.watching.abort_all();
-        shell.executor.teardown().await;
+        // A task may hold the interpreter, so that nothing of it answers.
+        let deadline = tokio::time::Instant::now() + timeout;
+        let torn_down = tokio::time::timeout_at(deadline, shell.executor.teardown());
+        if torn_down.await.is_err() {
+            error!(target: "distributed.worker", "plug-ins and preloads do not end; leaving them");
+        }
         shell.pool.close();
         let _ = shell.call(Shell::end_stream).await;
         let ended = async {
@@ -490,10 +489,7 @@ impl Handle {
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, ended).await;
         self.sending.abort();
         let closed = shell.executor.close(executor_wait);
-        if tokio::time::timeout(EXECUTOR_TIMEOUT, closed)
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout_at(deadline, closed).await.is_err() {
             error!(target: "distributed.worker", "tasks still run; leaving them");
         }
         memory::clear(&shell).await;

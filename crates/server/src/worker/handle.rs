@@ -63,11 +63,8 @@ impl WorkerHandle {
     /// Begins the shutdown. `nanny`: it shall not start another worker;
     /// `executor_wait`: running tasks may end.
     pub fn close_as(&self, reason: &str, nanny: bool, executor_wait: bool) {
-        self.shell.close_as(Closing {
-            reason: reason.into(),
-            nanny,
-            executor_wait,
-        });
+        self.shell
+            .close_as(Closing::new(reason, nanny, executor_wait));
     }
 
     /// Lets the scheduler move the data away, then begins the shutdown; the nanny

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use oxidask_comm::{Address, Reader, Writer};
@@ -19,7 +19,7 @@ use super::executor::{Answer, Outgoing, Request};
 use super::memory::Wanted;
 use super::metrics::Reads;
 use super::serve::{Answered, is_same_host};
-use super::shell::{Report, Shell, ShellHandle, Stimulus, stimulus_id};
+use super::shell::{Closing, Report, Shell, ShellHandle, Stimulus, stimulus_id};
 use super::status::Status;
 use super::store::{compact, outgoing};
 use super::{failure, transfer};
@@ -57,11 +57,14 @@ pub(super) async fn call(handle: &ShellHandle, op: Str, mut args: Args) -> Answe
         "dump_state" => dump_state(handle, args).await,
         "terminate" => {
             let reason = args.optional_str("reason");
-            handle.close_as(super::shell::Closing {
-                reason: reason.as_deref().unwrap_or("worker-close").into(),
-                nanny: args.flag("nanny", true),
-                executor_wait: args.flag("executor_wait", true),
-            });
+            let reason = reason.as_deref().unwrap_or("worker-close");
+            let (nanny, wait) = (args.flag("nanny", true), args.flag("executor_wait", true));
+            let mut closing = Closing::new(reason, nanny, wait);
+            let timeout = args.optional("timeout").as_f64();
+            if let Some(timeout) = timeout.and_then(|s| Duration::try_from_secs_f64(s).ok()) {
+                closing.timeout = closing.timeout.min(timeout);
+            }
+            handle.close_as(closing);
             Ok("OK".into())
         }
         _ => {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use indexmap::IndexMap;
 use oxidask_comm::{Address, BatchedSender, ConnectionPool};
@@ -102,6 +102,13 @@ pub(super) enum Report {
     Memory(Observed),
 }
 
+/// How long running tasks may take to end: `Worker.close(timeout=30)`.
+const EXECUTOR_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The same if nobody waits for tasks. Chosen: whoever sends a signal gives a process ten
+/// seconds (`dask worker` does so to a nanny), of which closing connections takes two.
+const LEAVING_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// Why and how the worker closes.
 #[derive(Clone, Debug)]
 pub(super) struct Closing {
@@ -110,6 +117,24 @@ pub(super) struct Closing {
     pub(super) nanny: bool,
     /// Wait for running tasks.
     pub(super) executor_wait: bool,
+    /// How long what runs Python may take to end: tasks, plug-ins, the interpreter.
+    pub(super) timeout: Duration,
+}
+
+impl Closing {
+    /// With the usual timeout.
+    pub(super) fn new(reason: &str, nanny: bool, executor_wait: bool) -> Self {
+        let timeout = match executor_wait {
+            true => EXECUTOR_TIMEOUT,
+            false => LEAVING_TIMEOUT,
+        };
+        Self {
+            reason: reason.into(),
+            nanny,
+            executor_wait,
+            timeout,
+        }
+    }
 }
 
 /// Sends inputs to the shell. Cheap to clone.
@@ -187,11 +212,7 @@ impl ShellHandle {
 
     /// Begins the shutdown; the first reason counts.
     pub(super) fn close(&self, reason: &str, nanny: bool) {
-        self.close_as(Closing {
-            reason: reason.into(),
-            nanny,
-            executor_wait: true,
-        });
+        self.close_as(Closing::new(reason, nanny, true));
     }
 
     /// Closes because the scheduler no longer knows this worker.
@@ -505,11 +526,8 @@ impl Shell {
         let failure = failure::builtin("RuntimeError", &error.to_string());
         let message = failure::message("error", &failure);
         self.log_event(&"worker-fail-hard".into(), &message);
-        self.handle.close_as(Closing {
-            reason: "worker-handle_stimulus-fail-hard".into(),
-            nanny: false,
-            executor_wait: false,
-        });
+        let reason = "worker-handle_stimulus-fail-hard";
+        self.handle.close_as(Closing::new(reason, false, false));
     }
 
     fn executed(&mut self, key: Key, outcome: Outcome) {
