@@ -16,7 +16,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find crates -name '*.rs' -o -name 
 PYTHON_SOURCES := pyproject.toml $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.typed)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint test-rust test-python conformance bench soak fmt clean
+.PHONY: help build demo test lint test-rust test-python conformance conformance-all bench soak fmt clean
 
 help: ## List the commands.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -86,6 +86,13 @@ test-python: build ## The package, the graph helper, dask's order tests, wire an
 conformance: build ## The same black-box tests on stock and on ours.
 	$(BIN)/python -m pytest --quiet --numprocesses $(PYTEST_WORKERS) --engine stock tests/conformance
 	$(BIN)/python -m pytest --quiet --numprocesses $(PYTEST_WORKERS) --engine oxidask tests/conformance
+
+conformance-all: build ## The same whole in all four mixes of stock's and our schedulers and workers.
+	for engine in stock oxidask oxidask-worker oxidask-both; do \
+		echo "== $$engine"; \
+		$(BIN)/python -m pytest --quiet --numprocesses $(PYTEST_WORKERS) --engine $$engine tests/conformance \
+			|| failed="$$failed $$engine"; \
+	done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 bench: build ## Short benchmarks against stock, in one run.
 	$(BIN)/python bench/bench.py run quick

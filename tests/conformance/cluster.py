@@ -42,9 +42,16 @@ OXIDASK_SCHEDULER = (
     "{bin}/oxidask scheduler --host {host} --port 0 --scheduler-file {file} {args}"
 )
 
+OXIDASK_WORKER = (
+    "{bin}/oxidask worker {scheduler} --host {host} --name {name} --nthreads {nthreads}"
+    " {nanny} {args}"
+)
+
 ENGINES = {
     "stock": (STOCK_SCHEDULER, STOCK_WORKER),
     "oxidask": (OXIDASK_SCHEDULER, STOCK_WORKER),
+    "oxidask-worker": (STOCK_SCHEDULER, OXIDASK_WORKER),
+    "oxidask-both": (OXIDASK_SCHEDULER, OXIDASK_WORKER),
 }
 
 # Chosen so that a machine with a dozen busy processes on two cores still passes.

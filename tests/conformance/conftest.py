@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import uuid
+import zlib
 from pathlib import Path
 
 import dask
@@ -21,6 +22,9 @@ DEAD_TEST_TIMEOUT = 8
 # which costs about a second.
 CLEAN_TIMEOUT = 3
 
+# A part of the tests, for mixes that are run whole elsewhere, is one of so many.
+QUARTERS = 4
+
 
 def pytest_addoption(parser):
     group = parser.getgroup("conformance")
@@ -28,7 +32,13 @@ def pytest_addoption(parser):
         "--engine",
         choices=sorted(ENGINES),
         default=os.environ.get("OXIDASK_TEST_ENGINE", "stock"),
-        help="whose scheduler to test (default: $OXIDASK_TEST_ENGINE or stock)",
+        help="whose scheduler and workers to test (default: $OXIDASK_TEST_ENGINE or stock)",
+    )
+    group.addoption(
+        "--quarter",
+        type=int,
+        choices=range(QUARTERS),
+        help="run only this quarter of the tests, which is the same on every machine",
     )
     group.addoption(
         "--scheduler-cmd", help="template that replaces the scheduler command"
@@ -59,7 +69,21 @@ def pytest_report_header(config):
     return [f"scheduler: {scheduler}", f"worker: {worker}"]
 
 
+def quarter(item):
+    """Which quarter of the tests this one belongs to, by file and name alone.
+
+    The folder is left out: how it is written depends on where pytest was started.
+    """
+    name = f"{item.path.name}::{item.nodeid.partition('::')[2]}"
+    return zlib.crc32(name.encode()) % QUARTERS
+
+
 def pytest_collection_modifyitems(config, items):
+    chosen = config.getoption("quarter")
+    if chosen is not None:
+        others = [item for item in items if quarter(item) != chosen]
+        items[:] = [item for item in items if quarter(item) == chosen]
+        config.hook.pytest_deselected(items=others)
     if config.getoption("dead_scheduler"):
         for item in items:
             item.add_marker(
