@@ -16,11 +16,13 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from inspect import isawaitable
 from types import SimpleNamespace
 from typing import Any
 
+import dask
 import distributed.worker
 from dask.utils import key_split
 from distributed import profile
@@ -32,6 +34,7 @@ from distributed.metrics import time
 from distributed.proctitle import setproctitle
 from distributed.protocol.serialize import _is_dumpable
 from distributed.security import Security
+from distributed.utils_comm import retry_operation
 from distributed.versions import get_versions
 from distributed.worker import _run_task_simple
 from distributed.worker_state_machine import SecedeEvent, StateMachineEvent
@@ -191,6 +194,23 @@ class _BatchedStream:
             self._worker.batched_send(message)
 
 
+class _LogHandler(logging.Handler):
+    """Adds records to what ``get_logs`` answers, which is native."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__()
+        self._link = link
+        log_format = dask.config.get("distributed.admin.log-format")
+        self.setFormatter(logging.Formatter(log_format))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one record."""
+        # The link is gone when the worker has closed.
+        with suppress(RuntimeError):
+            line = self.format(record)
+            self._link.keep_log(record.created, record.levelname, line)
+
+
 class Worker(StockWorker):  # type: ignore[misc]
     """A worker whose machinery is native.
 
@@ -337,6 +357,9 @@ class Worker(StockWorker):  # type: ignore[misc]
             # The offload pool is everybody's.
             if name != "offload":
                 await asyncio.to_thread(executor.shutdown, wait=wait)
+
+    def _setup_logging(self, logger: logging.Logger) -> None:
+        logger.addHandler(_LogHandler(self._link))
 
     # What native code asks
 
@@ -489,6 +512,16 @@ class Worker(StockWorker):  # type: ignore[misc]
             self._link.seceded(
                 encode_key(event.key), event.compute_duration, event.stimulus_id
             )
+
+    async def set_resources(self, **resources: float) -> None:
+        """Change the totals of some resources."""
+        self._link.set_resources(list(resources.items()))
+        self.state.total_resources.update(resources)
+        await retry_operation(
+            self.scheduler.set_resources,
+            resources=self.state.total_resources,
+            worker=self.contact_address,
+        )
 
     def update_data(
         self, data: Mapping[Any, Any], stimulus_id: str | None = None

@@ -155,20 +155,13 @@ def test_a_tree_of_files(client, cluster, work, tmp_path):
 
 
 def test_a_worker_that_cannot_tell(fresh_cluster, connect, tmp_path):
-    cluster = fresh_cluster(workers=2)
+    cluster = fresh_cluster(workers=1)
     client = connect(cluster)
-
-    def break_dump(dask_worker):
-        def refuse(**kwargs):
-            raise RuntimeError("no dump today")
-
-        dask_worker.handlers["dump_state"] = refuse
-
-    broken = cluster.workers[0].address
-    client.run(break_dump, workers=[broken])
+    refusing = {"distributed.worker.blocked-handlers": ["dump_state"]}
+    broken = cluster.add_worker(config=refusing).address
     artefact = dump(client, tmp_path)
     assert artefact.missing_workers() == [broken]
-    assert "no dump today" in artefact["workers"][broken]
+    assert "explicitly disallowed" in artefact["workers"][broken]
 
 
 def test_a_url(client, cluster, tmp_path):

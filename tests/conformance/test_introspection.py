@@ -214,9 +214,12 @@ def test_rows_of_a_story(client, cluster):
     assert before <= times[0] <= times[-1] <= time.time()
 
 
-def test_story_has_recommendations(client, cluster):
-    first = client.submit(inc, 1, pure=False)
-    second = client.submit(inc, first)
+def test_story_has_recommendations(client, cluster, name):
+    started, release = name("started"), name("release")
+    first = client.submit(signal_and_wait, started, release, key=name("first"))
+    second = client.submit(id, first, pure=False)
+    eventually(lambda: cluster.knows(second.key))
+    Event(release, client=client).set()
     wait(second)
     rows = cluster.call("get_story", keys_or_stimuli=[second.key])
     finished = [row for row in rows if row[0] == first.key and row[2] == "memory"]
@@ -319,18 +322,18 @@ def test_logs_of_nannies(fresh_cluster, connect):
 # Threads
 
 
-def test_threads_of_running_workers(fresh_cluster, connect):
-    cluster = fresh_cluster(workers=2, nthreads=[1, 3])
-    client = connect(cluster)
+def test_threads_of_running_workers(fresh_cluster):
+    cluster = fresh_cluster(workers=2, nthreads=[1, 2])
     first, second = (worker.address for worker in cluster.workers)
-    assert cluster.call("ncores_running") == {first: 1, second: 3}
-
-    def pause(dask_worker):
-        dask_worker.memory_manager.memory_pause_fraction = 1e-6
-
-    client.run(pause, workers=[second])
-    eventually(lambda: cluster.call("ncores_running") == {first: 1})
-    assert cluster.call("ncores") == {first: 1, second: 3}
+    assert cluster.call("ncores_running") == {first: 1, second: 2}
+    # It has more than that in memory from the beginning.
+    pausing = {"distributed.worker.memory.pause": 1e-6}
+    cluster.add_worker(nthreads=3, config=pausing, wait=False)
+    eventually(lambda: len(cluster.call("ncores")) == 3)
+    threads = cluster.call("ncores")
+    [third] = threads.keys() - {first, second}
+    assert threads == {first: 1, second: 2, third: 3}
+    eventually(lambda: cluster.call("ncores_running") == {first: 1, second: 2})
     assert cluster.call("ncores_running", workers=[first]) == {first: 1}
 
 

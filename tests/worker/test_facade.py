@@ -431,3 +431,38 @@ def test_a_worker_closes_itself(tmp_path):
             assert await workers[0].wait() == 0
 
     run(test)
+
+
+def test_logs_resources_and_dumps(tmp_path):
+    def log(text):
+        logging.getLogger("distributed.worker").warning(text)
+
+    async def add(dask_worker):
+        await dask_worker.set_resources(gpu=2)
+
+    def span_of(key, dask_worker):
+        return dask_worker.state.tasks[key].span_id
+
+    async def test():
+        async with cluster(tmp_path) as (scheduler, client, _):
+            (address,) = scheduler.workers
+            await client.run(log, "a line of the test")
+            logs = (await client.get_worker_logs())[address]
+            assert [
+                level for level, line in logs if "- a line of the test" in line
+            ] == ["WARNING"]
+            await client.run(add)
+            assert scheduler.workers[address].resources == {"gpu": 2}
+            key = ("with", 1)
+            assert await client.submit(inc, 1, key="one", resources={"gpu": 1}) == 2
+            future = client.submit(inc, 1, key=key)
+            assert await future == 2
+            assert await client.run(span_of, key) == {
+                address: scheduler.tasks[key].group.span_id
+            }
+            state = await scheduler.rpc(address).dump_state(exclude=["logs", "state"])
+            assert "logs" not in state
+            assert state["tasks"]["['with', 1]"]["nbytes"] == 28
+            assert "state" not in state["tasks"]["['with', 1]"]
+
+    run(test)

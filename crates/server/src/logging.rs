@@ -5,6 +5,7 @@
 //! `2026-11-20 13:00:00,123 - distributed.scheduler - INFO - Lost all workers`.
 //! Structured fields follow the message as ` name=value`.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
@@ -63,7 +64,7 @@ pub struct LogRecord {
     /// Seconds since 1970.
     pub timestamp: f64,
     /// Python's name of the level, such as `WARNING`.
-    pub level: &'static str,
+    pub level: Cow<'static, str>,
     /// The formatted line, as it was written to stderr.
     pub line: String,
 }
@@ -139,7 +140,8 @@ impl Logs {
             .collect()
     }
 
-    fn keep(&self, record: LogRecord) {
+    /// Adds a record that somebody else has written.
+    pub fn keep(&self, record: LogRecord) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.length_max == 0 {
             return;
@@ -531,7 +533,7 @@ impl<S: Subscriber> Layer<S> for StockLayer {
             let since_epoch = now.duration_since(UNIX_EPOCH).unwrap_or_default();
             self.logs.keep(LogRecord {
                 timestamp: since_epoch.as_secs_f64(),
-                level: level_name(level),
+                level: level_name(level).into(),
                 line: line.clone(),
             });
         }
@@ -681,7 +683,7 @@ mod tests {
         for number in 0..5 {
             logs.keep(LogRecord {
                 timestamp: f64::from(number),
-                level: "INFO",
+                level: "INFO".into(),
                 line: number.to_string(),
             });
         }

@@ -83,8 +83,22 @@ impl Key {
     /// Python's `repr(key)`.
     pub fn python_repr(&self) -> String {
         let mut text = String::new();
-        write_repr(&mut Reader::of_slice(&self.0, "key"), &mut text);
+        write_repr(&mut Reader::of_slice(&self.0, "key"), "()", &mut text);
         text
+    }
+
+    /// The name under which dumps of the state have it: a tuple becomes the text of a
+    /// list, since maps of dumps have no tuples for keys. `recursive_to_dict` of
+    /// distributed.
+    pub fn dump_name(&self) -> Value {
+        let mut reader = Reader::of_slice(&self.0, "key");
+        if matches!(token(&mut reader), Token::Array(_)) {
+            let mut text = String::new();
+            write_repr(&mut Reader::of_slice(&self.0, "key"), "[]", &mut text);
+            Value::from(text)
+        } else {
+            self.to_value()
+        }
     }
 
     /// Python's `str(key)`.
@@ -145,7 +159,7 @@ impl Key {
                     _ => {
                         reader.seek(start);
                         let mut text = String::new();
-                        write_repr(&mut reader, &mut text);
+                        write_repr(&mut reader, "()", &mut text);
                         Cow::Owned(text)
                     }
                 }
@@ -510,7 +524,8 @@ fn value_of(reader: &mut Reader<'_>) -> Value {
     }
 }
 
-fn write_repr(reader: &mut Reader<'_>, text: &mut String) {
+/// `brackets` are those of tuples: `()`, or `[]` to write them as lists.
+fn write_repr(reader: &mut Reader<'_>, brackets: &str, text: &mut String) {
     match token(reader) {
         Token::Bool(true) => text.push_str("True"),
         Token::Bool(false) => text.push_str("False"),
@@ -523,14 +538,18 @@ fn write_repr(reader: &mut Reader<'_>, text: &mut String) {
         ),
         Token::Bin(range) => bytes_repr(reader.slice(range), text),
         Token::Array(count) => {
-            text.push('(');
+            let (open, close) = brackets.split_at(1);
+            text.push_str(open);
             for index in 0..count {
                 if index > 0 {
                     text.push_str(", ");
                 }
-                write_repr(reader, text);
+                write_repr(reader, brackets, text);
             }
-            text.push_str(if count == 1 { ",)" } else { ")" });
+            if count == 1 && open == "(" {
+                text.push(',');
+            }
+            text.push_str(close);
         }
         Token::Nil | Token::Map(_) | Token::Ext(..) => unreachable!("a key holds no such value"),
     }

@@ -103,6 +103,20 @@ fn longer_encodings_are_shortened() {
 }
 
 #[test]
+fn dumps_name_tuples_as_lists() {
+    let cases: [(&[u8], Value); 5] = [
+        (b"\xa1a", "a".into()),
+        (b"\x05", 5.into()),
+        (b"\x91\xa1a", "['a']".into()),
+        (b"\x92\xa1(\x01", "['(', 1]".into()),
+        (b"\x92\xa1x\x92\x01\x90", "['x', [1, []]]".into()),
+    ];
+    for (encoded, name) in cases {
+        assert_eq!(Key::from_msgpack(encoded).unwrap().dump_name(), name);
+    }
+}
+
+#[test]
 fn what_cannot_be_a_key_is_refused() {
     let refused: [&[u8]; 9] = [
         b"\xc0",

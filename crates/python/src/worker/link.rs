@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
+use oxidask_server::logging::LogRecord;
 use oxidask_server::options::TlsSource;
 use oxidask_server::worker::{Heartbeat, Introduction, Status};
 use oxidask_wire::Value;
@@ -127,6 +128,28 @@ impl Link {
         let worker = self.worker()?.handle;
         worker.seceded(key, compute_duration, Some(stimulus_id.into()));
         Ok(())
+    }
+
+    /// Keeps a record of Python's logging for `get_logs`: seconds since the epoch,
+    /// name of the level, formatted line.
+    fn keep_log(&self, timestamp: f64, level: String, line: String) -> PyResult<()> {
+        self.worker()?.handle.keep_log(LogRecord {
+            timestamp,
+            level: level.into(),
+            line,
+        });
+        Ok(())
+    }
+
+    /// Changes the totals of some resources, given by name.
+    fn set_resources(&self, py: Python<'_>, resources: Vec<(String, f64)>) -> PyResult<()> {
+        let resources = resources.into_iter();
+        let resources = resources
+            .map(|(name, total)| (name.into(), total))
+            .collect();
+        self.ask(py, |worker| async move {
+            worker.handle.set_resources(resources).await;
+        })
     }
 
     /// Sends a message to the scheduler, given as frames.

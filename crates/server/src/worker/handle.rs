@@ -11,6 +11,7 @@ use super::rpc;
 use super::settings::Settings;
 use super::shell::{Closing, Report, ShellHandle, Stimulus, insertion, stimulus_id};
 use super::status::Status;
+use crate::logging::LogRecord;
 
 /// A running worker, as its executor sees it. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -47,6 +48,21 @@ impl WorkerHandle {
     /// Publishes an event on one topic or several. `Worker.log_event` in distributed.
     pub fn log_event(&self, topic: Value, message: Value) {
         self.shell.report(Report::LogEvent { topic, message });
+    }
+
+    /// Keeps a record that the executor has logged for `get_logs`.
+    pub fn keep_log(&self, record: LogRecord) {
+        self.settings().logs.keep(record);
+    }
+
+    /// Changes the totals of some resources; the caller tells the scheduler.
+    /// `Worker.set_resources` in distributed.
+    pub async fn set_resources(&self, resources: Vec<(Arc<str>, f64)>) {
+        let set = self
+            .shell
+            .call(move |shell| shell.core.set_resources(&resources));
+        // Without a shell no task needs any.
+        let _ = set.await;
     }
 
     /// Sends a message of an executor's own on the stream to the scheduler.

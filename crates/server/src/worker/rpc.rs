@@ -474,7 +474,7 @@ pub(crate) fn records(logs: &Logs, mut args: Args) -> Value {
     let records = logs.records(start, count).into_iter();
     records
         .map(|record| {
-            let mut entry = vec![Value::from(record.level), Value::from(record.line)];
+            let mut entry = vec![Value::from(&*record.level), Value::from(record.line)];
             if timestamps {
                 entry.insert(0, record.timestamp.into());
             }
@@ -498,11 +498,15 @@ async fn story(handle: &ShellHandle, mut args: Args) -> Answer {
         .map(Into::into)
         .collect();
     let records = handle.call(move |shell| shell.core.story(&keys, &stimuli));
-    Ok(records.await?.iter().map(record).collect())
+    let records = records.await?;
+    Ok(records
+        .iter()
+        .map(|happened| record(happened, false))
+        .collect())
 }
 
 /// An entry of `WorkerState.log`, as stock's tuples.
-fn record(record: &Record) -> Value {
+fn record(record: &Record, is_dump: bool) -> Value {
     let mut entry: Vec<Value> = match &record.what {
         Happening::Transition {
             key,
@@ -517,7 +521,10 @@ fn record(record: &Record) -> Value {
             reached.name().into(),
             recommendations
                 .iter()
-                .map(|(key, state)| (key, state.name()))
+                .map(|(key, state)| {
+                    let name = if is_dump { key.dump_name() } else { key.into() };
+                    (name, state.name())
+                })
                 .collect::<Map>()
                 .into(),
         ],
@@ -533,11 +540,15 @@ fn record(record: &Record) -> Value {
             action,
             worker,
             keys,
-        } => vec![
-            (*action).into(),
-            worker.into(),
-            Value::Set(keys.iter().map(Value::from).collect()),
-        ],
+        } => {
+            let keys: Vec<Value> = keys.iter().map(Value::from).collect();
+            let keys = if is_dump {
+                Value::Array(keys)
+            } else {
+                Value::Set(keys)
+            };
+            vec![(*action).into(), worker.into(), keys]
+        }
     };
     entry.push(record.stimulus_id.as_str().into());
     entry.push(record.timestamp.into());
@@ -547,15 +558,30 @@ fn record(record: &Record) -> Value {
 /// `dump_state`: what `Client.dump_cluster_state` collects.
 async fn dump_state(handle: &ShellHandle, mut args: Args) -> Answer {
     let excluded = args.optional("exclude").into_array().unwrap_or_default();
+    let excluded: Vec<Str> = excluded
+        .into_iter()
+        .filter_map(|name| Some(name.into_str()?.detached()))
+        .collect();
+    let without = |map: &mut Map, excluded: &[Str]| {
+        for name in excluded {
+            map.remove(name.as_str());
+        }
+    };
     let settings = handle.settings.clone();
     let logs = logs(handle, Args::default());
     let state = handle.call(move |shell| {
-        let tasks: Map = shell
+        let tasks = shell.core.tasks().map(|(_, ts)| {
+            let mut task = task(shell, ts);
+            without(&mut task, &excluded);
+            (ts.key.dump_name(), task)
+        });
+        let tasks: Map = tasks.collect();
+        let log: Value = shell
             .core
-            .tasks()
-            .map(|(_, ts)| (&ts.key, task(shell, ts)))
+            .log()
+            .map(|happened| record(happened, true))
             .collect();
-        map! {
+        let mut state = map! {
             "type" => "Worker",
             "id" => settings.id.as_str(),
             "address" => &settings.address,
@@ -564,19 +590,15 @@ async fn dump_state(handle: &ShellHandle, mut args: Args) -> Answer {
             "memory_limit" => settings.options.memory_limit,
             "logs" => logs,
             "tasks" => tasks,
-            "log" => shell.core.log().map(record).collect::<Value>(),
+            "log" => log,
             "transition_counter" => shell.core.transition_counter(),
             "transfer_incoming_bytes" => shell.core.transfer_incoming_bytes(),
             "transfer_outgoing_count" => shell.metrics.transfer_outgoing_count,
-        }
+        };
+        without(&mut state, &excluded);
+        state
     });
-    let mut state = state.await?;
-    for name in &excluded {
-        if let Some(name) = name.as_str() {
-            state.remove(name);
-        }
-    }
-    Ok(Value::Map(state))
+    Ok(Value::Map(state.await?))
 }
 
 /// What is known of a task, for people.
@@ -592,5 +614,6 @@ pub(super) fn task(shell: &Shell, ts: &TaskState) -> Map {
         "who_has" => shell.core.who_has(ts).map(Value::from).collect::<Value>(),
         "has_data" => shell.store.has(&ts.key),
         "annotations" => ts.annotations.clone(),
+        "span_id" => ts.span_id.clone(),
     }
 }

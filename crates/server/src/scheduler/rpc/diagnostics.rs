@@ -25,7 +25,7 @@ pub(super) fn logs(shell: &ShellHandle, mut args: Args) -> Result<Value, Failure
     Ok(records
         .into_iter()
         .map(|record| {
-            let mut entry = vec![Value::from(record.level), Value::from(record.line)];
+            let mut entry = vec![Value::from(&*record.level), Value::from(record.line)];
             if timestamps {
                 entry.insert(0, record.timestamp.into());
             }
