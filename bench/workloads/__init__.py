@@ -1,6 +1,6 @@
 """Everything that can be measured, by name."""
 
-from workloads import arrays_and_frames, data, futures, latency, scheduler
+from workloads import arrays_and_frames, data, deaf, futures, latency, scheduler
 from workloads.base import REGISTRY, Context, Workload
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Workload",
     "arrays_and_frames",
     "data",
+    "deaf",
     "futures",
     "latency",
     "scheduler",
