@@ -9,10 +9,13 @@ import sys
 import threading
 import warnings
 
+import psutil
 import pytest
 from distributed import (
     Lock,
     Queue,
+    Scheduler,
+    SchedulerPlugin,
     Variable,
     WorkerPlugin,
     get_client,
@@ -22,7 +25,7 @@ from distributed import (
 from distributed import print as dask_print
 from distributed import warn as dask_warn
 from distributed.diagnostics.plugin import UploadFile
-from python_cluster import cluster, run, until
+from python_cluster import cluster, run, start_worker, until
 
 
 def inc(x):
@@ -464,5 +467,29 @@ def test_logs_resources_and_dumps(tmp_path):
             assert "logs" not in state
             assert state["tasks"]["['with', 1]"]["nbytes"] == 28
             assert "state" not in state["tasks"]["['with', 1]"]
+
+    run(test)
+
+
+def test_a_new_worker_says_how_much_memory_it_has(tmp_path):
+    told = []
+
+    class Listener(SchedulerPlugin):
+        def add_worker(self, scheduler, worker):
+            told.append(scheduler.workers[worker].metrics["memory"])
+
+    async def test():
+        options = {"host": "127.0.0.1", "port": 0, "dashboard_address": ":0"}
+        async with Scheduler(**options) as scheduler:
+            scheduler.add_plugin(Listener())
+            worker = await start_worker(scheduler.address, tmp_path, "w0")
+            try:
+                await until(lambda: told)
+                resident = psutil.Process(worker.pid).memory_info().rss
+                # Most of it came with the modules that its tasks will use.
+                assert told[0] > 0.8 * resident
+            finally:
+                worker.kill()
+                await worker.wait()
 
     run(test)

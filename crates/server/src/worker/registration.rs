@@ -125,6 +125,8 @@ async fn request(handle: &ShellHandle, introduction: &Introduction) -> Value {
     let settings = handle.settings.clone();
     let options = &settings.options;
     let state = handle.call(|shell| {
+        // The executor has grown the process since it was looked at last.
+        shell.metrics.monitor.update(Duration::ZERO);
         let (metrics, _) = shell.metrics.take(&shell.core, shell.store.spilled());
         let resources: Map = shell
             .core
