@@ -7,7 +7,7 @@
 //! worker NAME [NTHREADS] [key=value…]     registers and runs; address tcp://NAME:1
 //! client NAME
 //! submit CLIENT WANTED… : TASK [<- DEPS…] [; …]     options after `|`
-//! finish WORKER KEY [nbytes=N] [run=N] [took=SECONDS]
+//! finish WORKER KEY [nbytes=N] [run=N] [took=SECONDS] [type=NAME]
 //! err WORKER KEY [run=N]
 //! ```
 //!
@@ -426,7 +426,7 @@ impl Env {
             run_id: self.run_id(worker, key, option),
             nbytes: number(option("nbytes")).unwrap_or(10),
             r#type: Bytes::from_static(b"type"),
-            typename: Str::from("int"),
+            typename: Str::from(option("type").unwrap_or("int")),
             metadata: Value::Nil,
             thread: Value::Nil,
             startstops: startstops(self.now, took),

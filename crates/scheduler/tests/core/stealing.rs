@@ -387,6 +387,34 @@ fn a_worker_of_ours_has_more_ahead_but_not_more_bytes() {
 
 /// Differs from stock, which hands out one or two at a time.
 #[test]
+fn parts_go_ahead_in_numbers_only_if_they_are_scalars() {
+    let ahead = |kind: &str| {
+        let mut env = Env::new(Config::default());
+        env.command("worker alice kind=native");
+        env.command("client c");
+        let names: Vec<String> = (0..1000).map(|number| format!("r-{number}")).collect();
+        env.command(&format!(
+            "submit c top: {}; top <- {}",
+            names.join("; "),
+            names.join(" ")
+        ));
+        let alice = env.worker("alice");
+        for _ in 0..100 {
+            let mut processing = env.scheduler.worker(alice).unwrap().processing.iter();
+            let task = processing.next().unwrap();
+            let key = env.scheduler.task(task).unwrap().key.python_str();
+            env.command(&format!(
+                "finish alice {key} took=0.00001 nbytes=28 type={kind}"
+            ));
+        }
+        env.scheduler.worker(alice).unwrap().processing.len()
+    };
+    assert_eq!(ahead("int"), 256);
+    assert_eq!(ahead("Handle"), 4);
+}
+
+/// Differs from stock, which hands out one or two at a time.
+#[test]
 fn tasks_stuck_behind_a_long_one_are_taken_over() {
     let mut env = Env::new(Config::default());
     env.command("worker alice");
