@@ -101,6 +101,11 @@ impl Deaths {
         self.waits.len() < count
     }
 
+    fn find(&self, nanny: &str, pid: i64) -> Option<&Arc<Death>> {
+        let is_it = |death: &Death| death.pid == pid && death.nanny.as_deref() == Some(nanny);
+        self.recent.iter().rev().find(|death| is_it(death))
+    }
+
     /// Lost workers of which nothing is known yet.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = WorkerId> {
         self.waits.iter().map(|wait| wait.worker)
@@ -154,22 +159,44 @@ impl Scheduler {
 
     pub(crate) fn worker_died(&mut self, nanny: &str, pid: i64, reason: &str, cx: &mut Cx<'_>) {
         let reason = shortened(reason, REASON_LENGTH_MAX).into_boxed_str();
-        let is_it = |ws: &WorkerState| ws.pid == pid && ws.nanny.as_deref() == Some(nanny);
-        let worker = self.workers.iter().find(|(_, ws)| is_it(ws));
-        let worker = worker.map(|(worker, _)| worker);
-        if let Some(worker) = worker {
+        if let Some(worker) = self.worker_of(nanny, pid) {
             self.workers[worker].death = Some(reason);
             if self.deaths.is_waiting(worker) {
                 self.remove_worker(worker, Leave::Lost, false, cx);
             }
             return;
         }
-        let mut recent = self.deaths.recent.iter().rev();
-        let death = recent.find(|death| death.pid == pid && death.nanny.as_deref() == Some(nanny));
-        if let Some(death) = death {
+        if let Some(death) = self.deaths.find(nanny, pid) {
             // The first report counts.
             let _ = death.reported.set(reason);
         }
+    }
+
+    /// Adds to a report what the worker was doing, which its nanny does not know.
+    pub(crate) fn complete_report(&self, message: &mut Value) {
+        let Value::Map(message) = message else {
+            return;
+        };
+        let nanny = message.get("nanny").and_then(Value::as_str);
+        let pid = message.get("pid").and_then(Value::as_i64);
+        let (Some(nanny), Some(pid)) = (nanny, pid) else {
+            return;
+        };
+        let circumstances = match self.deaths.find(nanny, pid) {
+            Some(death) => Some(death.circumstances.to_string()),
+            None => self
+                .worker_of(nanny, pid)
+                .map(|worker| self.circumstances(worker)),
+        };
+        if let Some(circumstances) = circumstances {
+            message.push("circumstances", circumstances);
+        }
+    }
+
+    fn worker_of(&self, nanny: &str, pid: i64) -> Option<WorkerId> {
+        let is_it = |ws: &WorkerState| ws.pid == pid && ws.nanny.as_deref() == Some(nanny);
+        let worker = self.workers.iter().find(|(_, ws)| is_it(ws));
+        worker.map(|(worker, _)| worker)
     }
 
     /// Removes lost workers that have the name or the address of a new one.
@@ -233,7 +260,10 @@ impl Scheduler {
         let keys = ws.processing.iter().take(KEYS_MAX);
         let keys = keys.map(|task| shortened(&self.tasks[task].key.python_repr(), KEY_LENGTH_MAX));
         let keys = keys.collect::<Vec<_>>().join(", ");
-        let mut text = format!("tasks: {keys}");
+        let mut text = match keys.is_empty() {
+            true => "no tasks".to_owned(),
+            false => format!("tasks: {keys}"),
+        };
         let others = ws.processing.len().saturating_sub(KEYS_MAX);
         if others > 0 {
             text.push_str(&format!(" and {others} more"));

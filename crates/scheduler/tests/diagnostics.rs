@@ -334,3 +334,30 @@ fn metadata_goes_with_the_task_of_its_name() {
     assert_eq!(get(&mut env, "x"), Value::from("gone"));
     assert_eq!(get(&mut env, "y"), Value::from(1));
 }
+
+#[test]
+fn a_nanny_s_report_is_completed() {
+    let mut env = Env::new();
+    env.add_worker_of("tcp://a:1", Some("tcp://a:2"));
+    let client = env.add_client("c");
+    env.submit(client, &[("x", &[])], &["x"]);
+    let report = |pid: i64| {
+        let message = map! { "nanny" => "tcp://a:2", "pid" => pid, "reason" => "exited" };
+        map! { "topic" => "worker-died", "msg" => message }
+    };
+    for pid in [1, 2] {
+        env.call("log_event", report(pid)).unwrap();
+    }
+    env.call(
+        "log_event",
+        map! { "topic" => "worker-died", "msg" => "of another kind" },
+    )
+    .unwrap();
+    let events = env
+        .call("events", map! { "topic" => "worker-died" })
+        .unwrap();
+    let text = format!("{events:?}");
+    let told = "tasks: 'x'; memory: 0 B of 1.00 GiB";
+    assert_eq!(text.matches(told).count(), 1, "{text}");
+    assert!(text.contains("of another kind"), "{text}");
+}

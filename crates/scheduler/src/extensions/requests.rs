@@ -305,11 +305,12 @@ impl Extensions {
         match arguments.op {
             "log_event" => {
                 let topics = topics::topic_names(&arguments.required("topic")?)?;
-                let message = arguments.required("msg")?;
+                let mut message = arguments.required("msg")?;
                 if topics.iter().any(|topic| &**topic == deaths::TOPIC)
                     && let Some(event) = deaths::report(&message, now)
                 {
                     scheduler.apply(now, event, out);
+                    scheduler.complete_report(&mut message);
                 }
                 self.topics.publish(scheduler, now, &topics, &message, out);
                 NONE

@@ -215,6 +215,10 @@ impl Env {
     }
 
     pub(crate) fn add_worker(&mut self, address: &str) -> WorkerId {
+        self.add_worker_of(address, None)
+    }
+
+    pub(crate) fn add_worker_of(&mut self, address: &str, nanny: Option<&str>) -> WorkerId {
         self.event(Event::AddWorker(Box::new(NewWorker {
             address: address.into(),
             name: Value::from(address),
@@ -223,7 +227,7 @@ impl Env {
             local_directory: Str::from("/tmp"),
             resources: Vec::new(),
             status: Status::Init,
-            nanny: None,
+            nanny: nanny.map(Str::from),
             pid: 1,
             server_id: Str::from("Worker-1"),
             services: Map::new().into(),
