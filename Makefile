@@ -16,7 +16,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find crates -name '*.rs' -o -name 
 PYTHON_SOURCES := pyproject.toml $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.typed)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint test-rust test-python conformance conformance-all bench soak fmt clean
+.PHONY: help build demo test lint test-rust test-python conformance conformance-all bench soak races fmt clean
 
 help: ## List the commands.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -102,6 +102,10 @@ bench: build ## Short benchmarks against stock, in one run.
 soak: $(STAMPS)/cargo-nextest ## Property tests of the cores, a hundred times longer than in CI, and simulated clusters.
 	PROPTEST_CASES=25600 cargo nextest run --release --locked --package oxidask-wire --package oxidask-scheduler
 	cargo run --quiet --release --locked --package oxidask-sim -- --seconds $(SOAK_SECONDS)
+
+# The short form of the same is part of `make test`.
+races: build ## Cancelled and resubmitted tasks, workers that die and connections that break, 10,000 rounds.
+	$(BIN)/python -m pytest --quiet tests/worker/test_races.py --rounds 10000
 
 fmt: $(STAMPS)/environment ## Format everything.
 	cargo fmt --all

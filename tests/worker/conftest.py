@@ -7,6 +7,13 @@ from collections.abc import Callable
 import pytest
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--rounds", type=int, help="how long the races of test_races.py are"
+    )
+    parser.addoption("--seed", type=int, help="seed of the races (random)")
+
+
 @pytest.fixture(scope="session")
 def replay(example: Callable[[str, str], str]) -> str:
     return example("oxidask-worker", "replay")

@@ -20,18 +20,21 @@ async def start_worker(
     name,
     *,
     nthreads=1,
+    memory_limit="auto",
     env=None,
     preload=None,
     preload_argv=(),
-    memory_limit=None,
+    arguments=(),
 ):
-    options = ["--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
+    options = ["--no-nanny", "--no-dashboard"]
+    if "--listen-address" not in arguments:
+        options += ["--host", "127.0.0.1"]
     options += ["--name", name, "--nthreads", str(nthreads)]
+    options += ["--memory-limit", memory_limit]
     options += ["--local-directory", str(directory)]
     if preload is not None:
         options += ["--preload", preload, *preload_argv]
-    if memory_limit is not None:
-        options += ["--memory-limit", memory_limit]
+    options += arguments
     path = os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")]))
     settings = {"PYTHONPATH": path, "DASK_DISTRIBUTED__WORKER__VALIDATE": "True"}
     return await asyncio.create_subprocess_exec(
@@ -66,5 +69,5 @@ async def until(condition):
         await asyncio.sleep(0.01)
 
 
-def run(test):
-    asyncio.run(asyncio.wait_for(test(), 120))
+def run(test, seconds=120):
+    asyncio.run(asyncio.wait_for(test(), seconds))
