@@ -292,6 +292,7 @@ class Worker(StockWorker):  # type: ignore[misc]
                 load=values.load,
                 load_message=values.load_message,
                 describe=values.describe,
+                cheap=values.cheap,
                 dump=values.dump,
                 failure=values.failure,
                 actor=lambda cls, key: Actor(cls, self.address, key, self),

@@ -78,6 +78,8 @@ pub(crate) struct Hooks {
     pub(crate) load_message: Py<PyAny>,
     /// `(object) -> (nbytes, ValueType)`
     pub(crate) describe: Py<PyAny>,
+    /// `(object) -> (header, frames)`, or `None` if that would cost something
+    pub(crate) cheap: Py<PyAny>,
     /// `(object, serializers) -> (header, frames)`
     pub(crate) dump: Py<PyAny>,
     /// `(exception) -> Failure`
@@ -96,6 +98,7 @@ impl Hooks {
             load: hook("load")?,
             load_message: hook("load_message")?,
             describe: hook("describe")?,
+            cheap: hook("cheap")?,
             dump: hook("dump")?,
             failure: hook("failure")?,
             actor: hook("actor")?,
@@ -260,13 +263,22 @@ fn receive(py: Python<'_>, shared: &Shared, value: Value) -> PyResult<Arc<Datum>
     datum(py, shared, object)
 }
 
-/// A live value, measured.
+/// A live value, measured, and serialised if that is cheap: others get it then while
+/// a task holds the interpreter.
 pub(crate) fn datum(py: Python<'_>, shared: &Shared, object: Py<PyAny>) -> PyResult<Arc<Datum>> {
     let described = shared.hooks(py)?.describe.bind(py).call1((&object,))?;
     let (nbytes, r#type) = described.extract::<(i64, Bound<'_, ValueType>)>()?;
     let r#type = r#type.get().0.clone();
+    let serialized = shared.hooks(py)?.cheap.bind(py).call1((&object,))?;
+    let serialized = serialized.extract::<Option<(Bound<'_, PyAny>, Bound<'_, PyAny>)>>()?;
+    let serialized = serialized.map(|(header, frames)| serialized_of_python(&header, &frames));
     let object = Arc::new(Live::new(object));
-    Ok(Arc::new(Datum::live(object, None, nbytes, r#type)))
+    Ok(Arc::new(Datum::live(
+        object,
+        serialized.transpose()?,
+        nbytes,
+        r#type,
+    )))
 }
 
 fn serialize(
