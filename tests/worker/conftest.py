@@ -11,7 +11,9 @@ def pytest_addoption(parser):
     parser.addoption(
         "--rounds", type=int, help="how long the races of test_races.py are"
     )
-    parser.addoption("--seed", type=int, help="seed of the races (random)")
+    parser.addoption(
+        "--seed", type=int, help="seed of the races (random if there are --rounds)"
+    )
 
 
 @pytest.fixture(scope="session")
