@@ -1,4 +1,8 @@
-"""A worker while one of its tasks holds the interpreter."""
+"""A worker while one of its tasks holds the interpreter.
+
+The bounds tell a worker that answers from one that is deaf, on any machine; the
+workload `deaf` of `bench/` measures how well it answers.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +26,12 @@ HOLD_SECONDS = 3
 ARRAY_NBYTES = 16 * 2**20
 ARRAYS_COUNT = 16
 
-#: How late a heartbeat may be.
-LATENESS_SECONDS_MAX = 0.15
+#: How late a heartbeat may be: far less than the hold.
+LATENESS_SECONDS_MAX = 1.0
 
 #: How long an answer to a ping may take in the middle. Single ones also wait for the
 #: test's own event loop, on which a scheduler and a client run.
-PING_SECONDS_MEDIAN = 0.01
+PING_SECONDS_MEDIAN = 0.1
 
 
 def hold_idly(started, seconds):
@@ -142,7 +146,7 @@ class Pulse:
         late = np.diff(self.beats).max() - interval
         assert late < LATENESS_SECONDS_MAX, self.beats
         assert statistics.median(self.pings) < PING_SECONDS_MEDIAN, self.pings
-        assert max(self.pings) < interval, self.pings
+        assert max(self.pings) < LATENESS_SECONDS_MAX, self.pings
 
 
 def run_strictly(test):
@@ -156,7 +160,7 @@ def run_strictly(test):
 
 
 @pytest.mark.parametrize(
-    ("hold", "rate_min"), [(hold_idly, 0.9), (hold_busily, 0.6)], ids=["idle", "busy"]
+    ("hold", "rate_min"), [(hold_idly, 0.5), (hold_busily, 0.3)], ids=["idle", "busy"]
 )
 def test_a_task_that_holds_the_interpreter_holds_nothing_else(tmp_path, hold, rate_min):
     async def test():
