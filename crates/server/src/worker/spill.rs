@@ -135,20 +135,24 @@ impl Disk {
         let write = move || {
             let mut options = File::options();
             options.write(true).create_new(true);
-            let mut out = options.open(&path).or_else(|error| {
+            // What has the name is whole.
+            let part = path.with_extension("part");
+            let mut out = options.open(&part).or_else(|error| {
                 if error.kind() != io::ErrorKind::NotFound {
                     return Err(error);
                 }
-                fs::create_dir_all(path.parent().unwrap_or(&path))?;
-                options.open(&path)
+                fs::create_dir_all(part.parent().unwrap_or(&part))?;
+                options.open(&part)
             })?;
             // From here on it is removed whatever happens.
-            let file = SpillFile {
-                path,
+            let mut file = SpillFile {
+                path: part,
                 nbytes: packed.nbytes(),
                 threads,
             };
             packed.write(&mut out)?;
+            fs::rename(&file.path, &path)?;
+            file.path = path;
             Ok(file)
         };
         let written = self.inner.threads.run(write).await;

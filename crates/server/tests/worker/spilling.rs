@@ -44,7 +44,12 @@ fn with(mut options: WorkerOptions, memory: &[(&str, Setting)]) -> WorkerOptions
 fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder.join("storage"));
     let entries = entries.into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).collect()
+    let paths = entries.map(|entry| entry.path());
+    let is_whole = |path: &PathBuf| {
+        path.extension()
+            .is_some_and(|extension| extension == "spill")
+    };
+    paths.filter(is_whole).collect()
 }
 
 /// Waits until so many values are on disk.
