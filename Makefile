@@ -78,10 +78,10 @@ test-rust: $(STAMPS)/cargo-nextest ## Unit, transcript and property tests of the
 	PROPTEST_RNG_SEED=20260820 cargo nextest run --locked --workspace --exclude oxidask-python
 
 test-python: build ## The package, the graph helper, dask's order tests, wire and worker against stock.
-	$(BIN)/python -m pytest --quiet tests/python
+	$(BIN)/python -m pytest --quiet --numprocesses $(PYTEST_WORKERS) tests/python
 	$(BIN)/python -m pytest --quiet tests/order
 	$(BIN)/python -m pytest --quiet tests/wire
-	$(BIN)/python -m pytest --quiet tests/worker
+	$(BIN)/python -m pytest --quiet --numprocesses $(PYTEST_WORKERS) tests/worker
 
 # A quarter each of the other mixes, always the same; `make conformance-all` has all.
 conformance: build ## The same black-box tests on ours, and a quarter of them on each mix with stock's.
