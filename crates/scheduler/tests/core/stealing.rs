@@ -325,6 +325,17 @@ fn an_actor_and_resources_go_with_the_task() {
     assert_eq!(used(&env, thief), 0.0);
 }
 
+/// The client `c` wants so many tasks, `r-0`, `r-1` and so on, that need nothing.
+fn submit_roots(env: &mut Env, prefix: &str, count: usize, options: &str) {
+    let names = (0..count).map(|number| format!("{prefix}-{number}"));
+    let names: Vec<String> = names.collect();
+    env.command(&format!(
+        "submit c {}: {}{options}",
+        names.join(" "),
+        names.join("; ")
+    ));
+}
+
 fn requests(out: &[String]) -> usize {
     out.iter().filter(|line| line.contains(" steal ")).count()
 }
@@ -335,12 +346,7 @@ fn tasks_handed_out_ahead_of_need_are_left_alone() {
     let mut env = Env::new(Config::default());
     env.command("worker alice 32");
     env.command("client c");
-    let names: Vec<String> = (0..2000).map(|number| format!("r-{number}")).collect();
-    env.command(&format!(
-        "submit c {}: {}",
-        names.join(" "),
-        names.join("; ")
-    ));
+    submit_roots(&mut env, "r", 2000, "");
     // Short ones: more and more of them are sent ahead.
     for number in 0..300 {
         env.command(&format!("finish alice r-{number} took=0.0007"));
@@ -364,12 +370,7 @@ fn a_worker_of_ours_has_more_ahead_but_not_more_bytes() {
         let mut env = Env::new(Config::default());
         env.command("worker alice kind=native");
         env.command("client c");
-        let names: Vec<String> = (0..2000).map(|number| format!("r-{number}")).collect();
-        env.command(&format!(
-            "submit c {}: {}",
-            names.join(" "),
-            names.join("; ")
-        ));
+        submit_roots(&mut env, "r", 2000, "");
         for number in 0..300 {
             env.command(&format!(
                 "finish alice r-{number} took=0.00001 nbytes={nbytes}"
@@ -419,12 +420,7 @@ fn tasks_stuck_behind_a_long_one_are_taken_over() {
     let mut env = Env::new(Config::default());
     env.command("worker alice");
     env.command("client c");
-    let names: Vec<String> = (0..40).map(|number| format!("r-{number}")).collect();
-    env.command(&format!(
-        "submit c {}: {}",
-        names.join(" "),
-        names.join("; ")
-    ));
+    submit_roots(&mut env, "r", 40, "");
     for number in 0..20 {
         env.command(&format!("finish alice r-{number} took=0.0005"));
     }
@@ -523,12 +519,7 @@ fn with_many_impossible_tasks() -> (Env, usize) {
     env.command("worker bob");
     env.command("client c");
     let count = 500;
-    let names: Vec<String> = (0..count).map(|number| format!("y-{number}")).collect();
-    let tasks = names.join("; ");
-    env.command(&format!(
-        "submit c {}: {tasks} | workers=alice",
-        names.join(" ")
-    ));
+    submit_roots(&mut env, "y", count, " | workers=alice");
     (env, count)
 }
 
@@ -537,12 +528,7 @@ fn with_many_impossible_tasks() -> (Env, usize) {
 fn tasks_behind_many_that_cannot_move_are_found() {
     let (mut env, _) = with_many_impossible_tasks();
     env.command("submit c z-1 : z-1 | workers=alice loose=1 priority=9");
-    let names: Vec<String> = (0..200).map(|number| format!("w-{number}")).collect();
-    env.command(&format!(
-        "submit c {}: {} | workers=alice",
-        names.join(" "),
-        names.join("; ")
-    ));
+    submit_roots(&mut env, "w", 200, " | workers=alice");
     let mut rounds = 0;
     loop {
         let asked = env.command("balance");
@@ -563,12 +549,7 @@ fn a_round_with_very_many_requests_goes_on_at_once() {
         env.command(&format!("worker w{number} 500"));
     }
     env.command("client c");
-    let names: Vec<String> = (0..4500).map(|number| format!("y-{number}")).collect();
-    env.command(&format!(
-        "submit c {}: {} | workers=w0 loose=1",
-        names.join(" "),
-        names.join("; ")
-    ));
+    submit_roots(&mut env, "y", 4500, " | workers=w0 loose=1");
     assert_eq!(requests(&env.command("balance")), 500);
     let next = env.scheduler.next_deadline().unwrap();
     assert!(next - env.now < 0.1, "{}", next - env.now);
