@@ -1,7 +1,7 @@
 //! Calls: tasks of a function that is known, with arguments that native code reads.
 //!
 //! Nothing of a graph node is made for them. What can be called this way is decided
-//! by `oxidask._worker_values.direct`; everything else goes through a pickle of the
+//! by `oxidask._worker_functions.direct`; everything else goes through a pickle of the
 //! node, as on stock.
 
 use std::collections::HashMap;
@@ -17,8 +17,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 
-use super::convert::key_to_python;
-use super::executor::{Shared, deserialized};
+use super::executor::{Shared, input_to_python};
 
 /// Functions that are remembered. Chosen: what the scheduler remembers of one worker.
 const FUNCTIONS_MAX: usize = 1000;
@@ -43,7 +42,7 @@ struct Function {
     imported: Vec<(Py<PyString>, Py<PyString>, Py<PyAny>)>,
 }
 
-/// What [`Function`] is made of: `oxidask._worker_values.direct`.
+/// What [`Function`] is made of: `oxidask._worker_functions.direct`.
 type Direct = (Py<PyAny>, Vec<(Py<PyString>, Py<PyString>, Py<PyAny>)>);
 
 impl Functions {
@@ -221,23 +220,11 @@ impl<'py> Decoder<'_, 'py> {
     }
 
     fn input(&self, key: &Key) -> PyResult<Bound<'py, PyAny>> {
-        let py = self.py;
         let found = self.inputs.iter().find(|(known, _)| known == key);
-        match found {
-            Some((_, Input::Value(datum))) => {
-                Ok(deserialized(py, self.shared, datum)?.into_bound(py))
-            }
-            Some((_, Input::Actor(datum))) => {
-                let class = deserialized(py, self.shared, datum)?;
-                let class = class.bind(py).get_type();
-                let actor = self.shared.hooks(py)?.actor.bind(py);
-                actor.call1((class, key_to_python(py, key)?))
-            }
-            None => {
-                let text = format!("there is no input {}", key.python_repr());
-                Err(PyValueError::new_err(text))
-            }
-        }
+        let (_, input) = found.ok_or_else(|| {
+            PyValueError::new_err(format!("there is no input {}", key.python_repr()))
+        })?;
+        input_to_python(self.py, self.shared, key, input)
     }
 }
 

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, ready};
 use oxidask_server::worker::{
-    self, Answer, Datum, Executor, ExecutorSettings, Heartbeat, Introduction, Outcome, Outgoing,
-    Received, Request, WorkerHandle,
+    self, Answer, Datum, Executor, ExecutorSettings, Heartbeat, Input, Introduction, Outcome,
+    Outgoing, Received, Request, WorkerHandle,
 };
 use oxidask_wire::{Key, Map, Serialized, Str, Value};
 use oxidask_worker::State;
@@ -184,6 +184,31 @@ pub(crate) fn deserialized(py: Python<'_>, shared: &Shared, datum: &Datum) -> Py
     Ok(object)
 }
 
+/// What a task gets of an input: the value, or a proxy of an actor.
+pub(crate) fn input_to_python<'py>(
+    py: Python<'py>,
+    shared: &Shared,
+    key: &Key,
+    input: &Input,
+) -> PyResult<Bound<'py, PyAny>> {
+    match input {
+        Input::Value(datum) => Ok(deserialized(py, shared, datum)?.into_bound(py)),
+        Input::Actor(datum) => proxy(py, shared, key, datum),
+    }
+}
+
+/// A proxy of an actor that lives here.
+fn proxy<'py>(
+    py: Python<'py>,
+    shared: &Shared,
+    key: &Key,
+    actor: &Datum,
+) -> PyResult<Bound<'py, PyAny>> {
+    let class = deserialized(py, shared, actor)?.bind(py).get_type();
+    let arguments = (class, key_to_python(py, key)?);
+    shared.hooks(py)?.actor.bind(py).call1(arguments)
+}
+
 fn live(datum: &Datum) -> Option<&Live> {
     datum.object()?.downcast_ref::<Live>()
 }
@@ -288,13 +313,11 @@ fn serialize(
     serializers: Option<&[Str]>,
 ) -> PyResult<Serialized> {
     let hooks = shared.hooks(py)?;
-    let mut object = deserialized(py, shared, &value.datum)?;
-    if value.is_actor {
-        let class = object.bind(py).get_type();
-        object = hooks
-            .actor
-            .call1(py, (class, key_to_python(py, &value.key)?))?;
-    }
+    let object = if value.is_actor {
+        proxy(py, shared, &value.key, &value.datum)?
+    } else {
+        deserialized(py, shared, &value.datum)?.into_bound(py)
+    };
     let serializers = serializers.map(|names| names.iter().map(Str::as_str).collect::<Vec<_>>());
     let dumped = hooks.dump.bind(py).call1((object, serializers))?;
     let (header, frames) = dumped.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()?;

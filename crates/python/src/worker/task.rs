@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use oxidask_server::worker::{self, Datum, Input, Outcome, Ran, RunSpec};
+use oxidask_server::worker::{self, Datum, Outcome, Ran, RunSpec};
 use oxidask_wire::{Key, Map, Value};
 use oxidask_worker::task::{TaskFailure, ValueType as Type};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
@@ -16,7 +16,7 @@ use super::convert::{
     Failure, builtin, failure_of_python, frames_to_python, key_to_python, serialized_of_python,
     value_to_python,
 };
-use super::executor::{Shared, deserialized};
+use super::executor::{Shared, input_to_python};
 use super::held::Live;
 
 /// The class of a value, pickled once for all its instances.
@@ -145,17 +145,8 @@ impl Task {
         let run_spec = self.node(py, node)?;
         let inputs = PyDict::new(py);
         for (key, input) in content.inputs {
-            let (datum, is_actor) = match &input {
-                Input::Value(datum) => (datum, false),
-                Input::Actor(datum) => (datum, true),
-            };
-            let mut value = deserialized(py, &self.shared, datum)?.into_bound(py);
-            let key = key_to_python(py, &key)?;
-            if is_actor {
-                let arguments = (value.get_type(), &key);
-                value = self.shared.hooks(py)?.actor.bind(py).call1(arguments)?;
-            }
-            inputs.set_item(key, value)?;
+            let value = input_to_python(py, &self.shared, &key, &input)?;
+            inputs.set_item(key_to_python(py, &key)?, value)?;
         }
         Ok((run_spec, inputs))
     }
