@@ -229,11 +229,13 @@ def test_as_completed_with_results_raises_errors(client):
 
 
 def test_as_completed_takes_futures_added_while_iterating(client):
-    completed = as_completed(client.map(inc, range(3)))
+    first = client.map(inc, range(3))
+    completed = as_completed(first)
     total = 0
-    for i, future in enumerate(completed):
+    for future in completed:
         total += future.result()
-        if i < 3:
+        # What is added may complete before the rest of them.
+        if future in first:
             completed.add(client.submit(add, future, 100))
     assert total == (1 + 2 + 3) + (101 + 102 + 103)
 
