@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::id::TaskId;
+use crate::task::TaskState;
 use crate::transitions::{Recommendation, Recs};
 use crate::worker::WorkerState;
 
@@ -45,6 +46,18 @@ impl WorkerState {
             }
         }
         Ok(self.ready.pop(&self.tasks))
+    }
+
+    /// What runs next if nothing else happens before, best first, at most so many:
+    /// threads may go on with them by themselves, which [`Event::Begun`](crate::Event::Begun)
+    /// tells. None while some task waits for resources, or nothing new is to be started.
+    pub fn ahead(&self, count: usize) -> impl Iterator<Item = &TaskState> {
+        let count = match self.running && self.constrained.is_empty() {
+            true => count,
+            false => 0,
+        };
+        let best = self.ready.best(count, &self.tasks);
+        best.into_iter().map(|task| &self.tasks[task])
     }
 
     fn are_resources_available(&self, task: TaskId) -> Result<bool, Error> {

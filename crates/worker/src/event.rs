@@ -116,6 +116,13 @@ pub enum Event {
         /// Why.
         failure: Arc<TaskFailure>,
     },
+    /// A thread has gone on by itself with a task that is next in
+    /// [`WorkerState::ahead`](crate::WorkerState::ahead): the task takes the place of
+    /// the one whose end is the event after this, and not that which would be best then.
+    Begun {
+        /// Which.
+        key: Key,
+    },
     /// A task ran to its end.
     ExecuteSuccess {
         /// Which.

@@ -4,7 +4,7 @@ use oxidask_wire::Key;
 
 use crate::error::Error;
 use crate::id::TaskId;
-use crate::task::StartStop;
+use crate::task::{StartStop, State};
 use crate::transitions::Recommendation;
 use crate::worker::WorkerState;
 
@@ -36,8 +36,30 @@ impl WorkerState {
         self.release_resources(task)?;
         self.executing.remove(task);
         self.long_running.remove(task);
+        if let Some(next) = self.begun.take() {
+            self.ready.discard(next);
+            self.executing.insert(next);
+            self.recommend(next, Recommendation::Executing);
+        }
         self.recommend_computing()?;
         Ok(task)
+    }
+
+    /// A thread went on with this task when it was done with another.
+    ///
+    /// # Errors
+    /// If the task is not ready, or needs resources.
+    pub(crate) fn begun(&mut self, key: &Key) -> Result<(), Error> {
+        let Some(task) = self.tasks.find(key) else {
+            return Err(Error::UnknownTask {
+                key: key.clone(),
+                expected: "a task that a thread goes on with is known",
+            });
+        };
+        let is_ready = self.tasks[task].state == State::Ready;
+        self.ensure(is_ready, task, "threads go on with ready tasks only")?;
+        self.begun = Some(task);
+        Ok(())
     }
 
     /// `secede()`: the task runs on without counting.

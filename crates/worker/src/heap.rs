@@ -96,6 +96,31 @@ impl HeapSet {
         unreachable!("every member has an entry in the heap")
     }
 
+    /// The best members, in the order in which [`pop`](Self::pop) would give them.
+    pub(crate) fn best(&self, count: usize, tasks: &Tasks) -> Vec<TaskId> {
+        let entries = self.heap.as_slice();
+        let mut best = Vec::with_capacity(count.min(self.members.len()));
+        // What a heap holds below an entry comes after it.
+        let mut open: BinaryHeap<Reverse<(Entry, usize)>> = BinaryHeap::new();
+        let open_up = |open: &mut BinaryHeap<_>, at: usize| {
+            if let Some(Reverse(entry)) = entries.get(at) {
+                open.push(Reverse((*entry, at)));
+            }
+        };
+        open_up(&mut open, 0);
+        let may_repeat = entries.len() > self.members.len();
+        while best.len() < count
+            && let Some(Reverse((entry, at))) = open.pop()
+        {
+            if self.is_member(&entry, tasks) && !(may_repeat && best.contains(&entry.task)) {
+                best.push(entry.task);
+            }
+            open_up(&mut open, 2 * at + 1);
+            open_up(&mut open, 2 * at + 2);
+        }
+        best
+    }
+
     /// Removes the best member.
     pub(crate) fn pop(&mut self, tasks: &Tasks) -> Option<TaskId> {
         let task = self.peek(tasks)?;
@@ -151,6 +176,31 @@ mod tests {
             order.push(task);
         }
         assert_eq!(order, [ids[3], ids[1], ids[2], ids[0]]);
+    }
+
+    #[test]
+    fn the_best_are_those_that_pop_gives() {
+        let mut tasks = Tasks::default();
+        let mut heap = HeapSet::default();
+        for number in 0..50_u32 {
+            let id = add_task(
+                &mut tasks,
+                &format!("x-{number}"),
+                f64::from(number * 7 % 20),
+            );
+            heap.add(id, &tasks);
+            if number % 3 == 0 {
+                heap.discard(id);
+            }
+            if number % 6 == 0 {
+                heap.add(id, &tasks);
+            }
+        }
+        let best = heap.best(20, &tasks);
+        assert_eq!(best.len(), 20);
+        let popped: Vec<_> = std::iter::from_fn(|| heap.pop(&tasks)).collect();
+        assert_eq!(best, popped[..20]);
+        assert_eq!(heap.best(20, &tasks), []);
     }
 
     #[test]

@@ -309,6 +309,12 @@ impl WorkerState {
             self.executing.len() <= self.config.nthreads,
             "more tasks execute than there are threads"
         );
+        if let Some(begun) = self.begun {
+            assert!(
+                self.ready.contains(begun),
+                "what a thread goes on with is ready"
+            );
+        }
         for state in State::ALL {
             assert_eq!(
                 self.counter.counts()[state as usize],

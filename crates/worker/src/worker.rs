@@ -43,6 +43,8 @@ pub struct WorkerState {
     pub(crate) constrained: HeapSet,
     /// Tasks that run, cancelled ones included, without long-running ones.
     pub(crate) executing: IdSet<TaskId>,
+    /// Runs already, in the place of the task whose end is the next event.
+    pub(crate) begun: Option<TaskId>,
     /// Tasks that run and have seceded, cancelled ones included.
     pub(crate) long_running: IdSet<TaskId>,
     /// Tasks that are on their way, cancelled ones included.
@@ -93,6 +95,7 @@ impl WorkerState {
             ready: HeapSet::default(),
             constrained: HeapSet::default(),
             executing: IdSet::default(),
+            begun: None,
             long_running: IdSet::default(),
             in_flight_tasks: IdSet::default(),
             missing_dep_flight: IdSet::default(),
@@ -212,6 +215,7 @@ impl WorkerState {
                 total_nbytes,
                 failure,
             } => self.gather_dep_failure(&worker, total_nbytes, &failure),
+            Event::Begun { key } => self.begun(&key),
             Event::ExecuteSuccess {
                 key,
                 run_id,

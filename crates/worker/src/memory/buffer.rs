@@ -162,6 +162,15 @@ impl Buffer {
         self.stalled_for == 0 && self.limits.target.is_some_and(|target| nbytes > target)
     }
 
+    /// Bytes that may come before a value has to leave memory.
+    pub fn room(&self) -> u64 {
+        match self.limits.target {
+            _ if self.demand > 0 => 0,
+            None => u64::MAX,
+            Some(target) => target.saturating_sub(self.memory),
+        }
+    }
+
     /// A value is in memory, the most recently used one. One with the same key is replaced.
     pub fn insert(&mut self, key: Key, nbytes: u64) {
         self.remove(&key);

@@ -33,6 +33,57 @@ fn the_best_priority_runs_first_and_of_equals_the_latest() {
 }
 
 #[test]
+fn a_thread_goes_on_with_what_was_next() {
+    let mut env = Env::with_threads(2);
+    for (key, priority) in [("x", 0.0), ("y", 0.0), ("a", 1.0), ("b", 2.0), ("c", 3.0)] {
+        env.compute(Task::new(key).priority(priority));
+    }
+    let ahead = |env: &Env, count| {
+        let ahead = env.worker.ahead(count);
+        ahead.map(|ts| ts.key.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(ahead(&env, 9), ["a", "b", "c"]);
+    assert_eq!(ahead(&env, 2), ["a", "b"]);
+    // What comes too late waits for the next thread, however good it is.
+    env.compute(Task::new("best").priority(-1.0));
+    assert!(env.begin("a").is_empty());
+    let out = env.finish("x", 1);
+    assert_eq!(out, ["store x", "task-finished x run 1 (1)", "execute a"]);
+    assert_eq!(env.worker.executing_count(), 2);
+    assert_eq!(ahead(&env, 9), ["best", "b", "c"]);
+    let out = env.finish("y", 1);
+    assert!(out.contains(&"execute best".to_owned()), "{out:?}");
+}
+
+#[test]
+fn what_a_thread_has_begun_runs_although_the_worker_pauses() {
+    let mut env = Env::with_threads(1);
+    for key in ["x", "y"] {
+        env.compute(Task::new(key));
+    }
+    env.send(Event::Pause);
+    assert_eq!(env.worker.ahead(9).count(), 0);
+    env.begin("y");
+    let out = env.finish("x", 1);
+    assert!(out.contains(&"execute y".to_owned()), "{out:?}");
+}
+
+#[test]
+fn a_thread_goes_on_with_ready_tasks_only() {
+    let mut env = with_resources(&[("GPU", 1.0)], 1);
+    env.compute(Task::new("x"));
+    env.compute(Task::new("y").priority(1.0));
+    env.compute(Task::new("z").takes("GPU", 1.0));
+    // Whether `z` can run depends on what ends first.
+    assert_eq!(env.worker.ahead(9).count(), 0);
+    for key in ["x", "z", "unknown"] {
+        let key = Key::from(key);
+        let begun = env.try_handle(Event::Begun { key });
+        assert!(begun.is_err(), "{begun:?}");
+    }
+}
+
+#[test]
 fn a_task_in_memory_is_reported_again_with_the_new_run() {
     let mut env = Env::with_threads(1);
     env.compute(Task::new("x"));

@@ -85,6 +85,12 @@ impl Env {
         })
     }
 
+    /// A thread goes on with this task by itself.
+    pub(crate) fn begin(&mut self, key: &str) -> Vec<String> {
+        let key = Key::from(key);
+        self.send(Event::Begun { key })
+    }
+
     pub(crate) fn secede(&mut self, key: &str) -> Vec<String> {
         self.send(Event::Secede {
             key: Key::from(key),

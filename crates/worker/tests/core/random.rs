@@ -85,6 +85,10 @@ struct World {
     run_id: i64,
     /// Runs that the shell began.
     running: BTreeMap<Key, i64>,
+    /// Those of them that have left their threads to others.
+    seceded: BTreeSet<Key>,
+    /// What a thread has gone on with by itself.
+    begun: Option<Key>,
     gathering: BTreeMap<Arc<str>, (Vec<Key>, i64)>,
     busy: BTreeSet<Arc<str>>,
     /// Keys whose values the shell keeps.
@@ -134,6 +138,8 @@ impl World {
             is_wild,
             run_id: 0,
             running: BTreeMap::new(),
+            seceded: BTreeSet::new(),
+            begun: None,
             gathering: BTreeMap::new(),
             busy: BTreeSet::new(),
             data: BTreeSet::new(),
@@ -236,6 +242,9 @@ impl World {
         }
         match instruction {
             Instruction::Execute(execute) => {
+                if self.begun.as_ref() == Some(&execute.key) {
+                    self.begun = None;
+                }
                 let run_id = self.find(&execute.key).unwrap().run_id;
                 self.running.insert(execute.key.clone(), run_id);
             }
@@ -339,6 +348,7 @@ impl World {
             _ => {
                 if let Some(key) = self.running.keys().next_back().cloned() {
                     let compute_duration = 0.5;
+                    self.seceded.insert(key.clone());
                     self.send(Event::Secede {
                         key,
                         compute_duration,
@@ -396,6 +406,24 @@ impl World {
         }
         let key = keys[self.dice.roll(keys.len())].clone();
         let run_id = self.running.remove(&key).expect("it runs");
+        if !self.seceded.remove(&key) && self.dice.one_in(2) {
+            self.go_on();
+        }
+        self.end_run(key, run_id);
+        assert!(self.is_over || self.begun.is_none(), "what has begun runs");
+    }
+
+    /// A thread goes on with one of the next tasks.
+    fn go_on(&mut self) {
+        let ahead: Vec<Key> = self.worker.ahead(3).map(|ts| ts.key.clone()).collect();
+        if !ahead.is_empty() {
+            let key = ahead[self.dice.roll(ahead.len())].clone();
+            self.begun = Some(key.clone());
+            self.send(Event::Begun { key });
+        }
+    }
+
+    fn end_run(&mut self, key: Key, run_id: i64) {
         if self.dice.one_in(10) {
             return self.send(Event::Reschedule { key });
         }
