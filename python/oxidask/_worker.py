@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -44,6 +44,7 @@ from oxidask import _worker_values as values
 from oxidask._oxidask import Link, Request, Task
 from oxidask._worker_functions import direct
 from oxidask._worker_plans import hasten_unpickling
+from oxidask._worker_profile import STOP, Samples
 from oxidask._worker_tasks import Pool, Runner
 from oxidask._worker_values import dump_message, encode_key, failure, load_message
 
@@ -232,6 +233,8 @@ class Worker(StockWorker):  # type: ignore[misc]
         self._link = link
         self.is_closing = False
         self._is_ready = False
+        self._samples = Samples()
+        self._profile_duration = 0.0
         # Stock would watch the loop with a thread of its own.
         loop: Any = IOLoop.current()
         loop.profile = deque()
@@ -290,6 +293,7 @@ class Worker(StockWorker):  # type: ignore[misc]
                 loads=values.loads,
                 direct=direct,
                 load=values.load,
+                is_array=values.is_array,
                 load_message=values.load_message,
                 describe=values.describe,
                 cheap=values.cheap,
@@ -574,12 +578,42 @@ class Worker(StockWorker):  # type: ignore[misc]
             frame = frames.get(ident)
             if frame is None:
                 continue
-            low_level = profile.ll_get_stack(ident) if self.low_level_profiler else None
-            for counts in (self.profile_recent, self.profile_keys[key_split(key)]):
-                state = profile.process(frame, True, counts, stop=_STOP)
-                if counts is self.profile_recent:
-                    profile.llprocess(low_level, None, state)
-        self.digest_metric("profile-duration", time() - start)
+            prefix = key_split(key)
+            if self.low_level_profiler:
+                low_level = profile.ll_get_stack(ident)
+                state = profile.process(frame, True, self.profile_recent, stop=STOP)
+                profile.llprocess(low_level, None, state)
+                profile.process(frame, True, self.profile_keys[prefix], stop=STOP)
+            else:
+                self._samples.take(prefix, frame)
+        self._profile_duration += time() - start
+
+    @property
+    def profile_recent(self) -> dict[str, Any]:
+        """What tasks did in the last second."""
+        self._samples.move_to(self._profile_recent, self._profile_keys)
+        return self._profile_recent
+
+    @profile_recent.setter
+    def profile_recent(self, value: dict[str, Any]) -> None:
+        self._profile_recent = value
+
+    @property
+    def profile_keys(self) -> defaultdict[str, dict[str, Any]]:
+        """The same by prefix."""
+        self._samples.move_to(self._profile_recent, self._profile_keys)
+        return self._profile_keys
+
+    @profile_keys.setter
+    def profile_keys(self, value: defaultdict[str, dict[str, Any]]) -> None:
+        self._profile_keys = value
+
+    def cycle_profile(self) -> None:
+        """Begin another second."""
+        super().cycle_profile()
+        duration, self._profile_duration = self._profile_duration, 0.0
+        if duration:
+            self.digest_metric("profile-duration", duration)
 
     def get_call_stack(self, keys: Collection[Any] | None = None) -> dict[Any, Any]:
         """Look at what running tasks do at the moment."""
@@ -592,10 +626,6 @@ class Worker(StockWorker):  # type: ignore[misc]
             for key, ident in running.items()
             if ident in frames
         }
-
-
-#: Frames from this file on are not the task's.
-_STOP = "oxidask/_worker_tasks.py"
 
 
 def sys_frames() -> dict[int, Any]:

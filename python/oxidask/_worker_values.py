@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pickle as stdlib_pickle
+import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from sys import getsizeof
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 from dask.utils import typename
@@ -35,6 +36,7 @@ __all__ = [
     "dump_message",
     "encode_key",
     "failure",
+    "is_array",
     "load",
     "load_message",
     "loading",
@@ -88,12 +90,75 @@ def load(header: bytes, frames: Sequence[Any]) -> Any:
     with loading:
         if header == _PICKLE_HEADER:
             return loads(frames[0])
+        known = _arrays.get(header)
+        if known is not None and len(frames) == 1:
+            array = known.make(frames[0])
+            if array is not None:
+                return array
         unpacked = msgpack.loads(
             header, object_hook=msgpack_decode_default, use_list=False, **msgpack_opts
         )
         if "compression" in unpacked:
             frames = decompress(unpacked, frames)
-        return merge_and_deserialize(unpacked, frames)
+        value = merge_and_deserialize(unpacked, frames)
+        if type(value).__module__ == "numpy":
+            _remember_array(header, unpacked, frames, value)
+        return value
+
+
+class _Arrays(NamedTuple):
+    """Arrays of one sub-header: they differ in their bytes only."""
+
+    ndarray: Callable[..., Any]
+    shape: tuple[int, ...]
+    dtype: Any
+    strides: tuple[int, ...]
+    is_writeable: bool
+    frame_nbytes: int
+
+    def make(self, frame: Any) -> Any:
+        """Make an array of a frame; ``None`` if that takes more."""
+        frame = memoryview(frame)
+        if frame.nbytes != self.frame_nbytes or frame.readonly:
+            return None
+        array = self.ndarray(self.shape, self.dtype, frame, 0, self.strides)
+        if not self.is_writeable:
+            array.flags.writeable = False
+        return array
+
+
+_arrays: dict[bytes, _Arrays] = {}
+
+
+def is_array(header: bytes) -> bool:
+    """Say whether values with this sub-header are arrays that differ in bytes only."""
+    return header in _arrays
+
+
+def _remember_array(
+    header: bytes, unpacked: Mapping[str, Any], frames: Sequence[Any], value: Any
+) -> None:
+    kind = type(value)
+    if kind.__name__ != "ndarray" or unpacked.get("serializer") != "dask":
+        return
+    layout = unpacked.get("sub-header", {})
+    is_plain = (
+        not layout.get("pickle")
+        and value.dtype.kind in _PLAIN_DTYPES
+        and not any(unpacked.get("compression") or ())
+        and len(frames) == 1
+    )
+    if is_plain:
+        if len(_arrays) >= _LAYOUTS_MAX:
+            _arrays.clear()
+        _arrays[header] = _Arrays(
+            ndarray=kind,
+            shape=value.shape,
+            dtype=value.dtype,
+            strides=value.strides,
+            is_writeable=value.flags.writeable,
+            frame_nbytes=memoryview(frames[0]).nbytes,
+        )
 
 
 _NUMBERS = frozenset({type(None), bool, int, float, complex})
@@ -130,13 +195,64 @@ def cheap(value: Any) -> Serialized | None:
         return _PICKLE_HEADER, (stdlib_pickle.dumps(value, 5),)
     module = kind.__module__
     if module == "numpy":
-        if kind.__name__ == "ndarray" and _is_flat(value):
-            return dump(value)
+        if kind.__name__ == "ndarray":
+            return _cheap_array(value)
     elif module.startswith("pandas.") and kind.__name__ in ("DataFrame", "Series"):
         manager = value._mgr
         if all(map(_is_flat, manager.arrays)) and _is_flat(value.index._values):
             return dump(value)
     return None
+
+
+#: Sub-headers by what they depend on: dtype, shape, strides, and whether the array is
+#: writeable. What an array is made of is known from one to the next.
+_array_headers: dict[tuple[Any, ...], bytes] = {}
+
+#: Arrays of other kinds are left to distributed. These are buffers as they are.
+_PLAIN_DTYPES = frozenset("biuf")
+
+#: Layouts that are remembered. Chosen: the chunks of a program have few.
+_LAYOUTS_MAX = 1000
+
+
+def _cheap_array(array: Any) -> Serialized | None:
+    """Serialise an array that is contiguous, apart from dimensions it only repeats."""
+    flat, strides = array, array.strides
+    if 0 in strides:
+        flat = array[tuple([slice(None if stride else 1) for stride in strides])]
+    dtype = array.dtype
+    if not _is_flat(flat):
+        return _cheap_view(array) if flat is array else None
+    if dtype.kind not in _PLAIN_DTYPES or not flat.ndim:
+        return dump(array)
+    layout = (dtype.str, array.shape, strides, array.flags.writeable)
+    header = _array_headers.get(layout)
+    if header is not None:
+        return header, (flat.ravel(order="K").data,)
+    header, frames = dump(array)
+    if len(frames) == 1:
+        if len(_array_headers) >= _LAYOUTS_MAX:
+            _array_headers.clear()
+        _array_headers[layout] = header
+    return header, frames
+
+
+def _cheap_view(array: Any) -> tuple[bytes, memoryview] | None:
+    """Let native code copy a part of another array when somebody asks for it."""
+    dtype = array.dtype
+    if dtype.kind not in _PLAIN_DTYPES or not dtype.isnative:
+        return None
+    layout = (dtype.str, array.shape)
+    header = _array_headers.get(layout)
+    if header is None:
+        # As a copy would be, of which nothing is used but what describes it.
+        header, frames = dump(sys.modules["numpy"].empty(array.shape, dtype))
+        if len(frames) != 1:
+            return None
+        if len(_array_headers) >= _LAYOUTS_MAX:
+            _array_headers.clear()
+        _array_headers[layout] = header
+    return header, array.data
 
 
 def _is_flat(array: Any) -> bool:

@@ -77,8 +77,16 @@ def make(number):
     return np.full(ARRAY_NBYTES, number, "u1")
 
 
+def make_view(number):
+    return np.arange(ARRAY_NBYTES // 8).reshape(2, -1, 64)[:, :, number::2]
+
+
 def count(*arrays):
     return len(arrays)
+
+
+def checksum(array):
+    return int(array.sum()), array.shape
 
 
 class Transfers(SchedulerPlugin):
@@ -243,6 +251,41 @@ def test_values_that_came_from_elsewhere_are_served_as_well(tmp_path, origin):
             assert await client.submit(count, array, workers=["w1"], pure=False) == 1
             fetched = time.time()
             assert fetched < await held
+
+    run_strictly(test)
+
+
+def test_views_are_served_as_well(tmp_path):
+    async def test():
+        async with cluster(tmp_path, 2) as (_, client, _):
+            view = client.submit(make_view, 1, workers=["w0"])
+            await wait(view)
+            started = tmp_path / "started"
+            held = client.submit(
+                hold_idly, str(started), HOLD_SECONDS, workers=["w0"], pure=False
+            )
+            await until(started.exists)
+            got = await client.submit(checksum, view, workers=["w1"], pure=False)
+            fetched = time.time()
+            assert got == checksum(make_view(1))
+            assert fetched < await held
+
+    run_strictly(test)
+
+
+def test_arrays_like_one_that_came_before_are_taken_in_as_well(tmp_path):
+    async def test():
+        async with cluster(tmp_path, 1) as (_, client, _):
+            await client.scatter(make(1), workers=["w0"])
+            started = tmp_path / "started"
+            held = client.submit(
+                hold_idly, str(started), HOLD_SECONDS, workers=["w0"], pure=False
+            )
+            await until(started.exists)
+            array = await client.scatter(make(2), workers=["w0"])
+            taken = time.time()
+            assert taken < await held
+            assert await client.submit(checksum, array) == checksum(make(2))
 
     run_strictly(test)
 

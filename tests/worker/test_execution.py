@@ -93,7 +93,17 @@ def test_a_graph_over_two_workers(tmp_path):
         lambda: {"a": [1, (2, 3)], b"c": {4}},
         lambda: np.arange(10_000).reshape(100, 100).T,
         lambda: np.arange(10_000)[::3],
+        lambda: np.arange(10_000)[::-1],
+        lambda: np.arange(10_000, dtype=">i4").reshape(20, 5, 100)[::2, :, 10:90],
+        lambda: np.arange(24.0, dtype="f2").reshape(2, 3, 4).transpose(2, 0, 1),
+        lambda: np.arange(24, dtype="longdouble").reshape(2, 3, 4)[:, ::2],
+        lambda: (np.arange(100) % 3 == 0).reshape(10, 10)[:, 3:5],
+        lambda: np.arange(100, dtype="c8")[::2],
+        lambda: np.arange(100).reshape(10, 10)[2:2, ::2],
+        lambda: np.arange(1),
+        lambda: np.array(3),
         lambda: np.broadcast_to(np.float32(3), (50, 50)),
+        lambda: np.broadcast_to(np.arange(100)[::2, None], (50, 3)),
         lambda: np.array(["a", None, 1.5], dtype=object),
         lambda: np.empty((0, 3)),
         lambda: np.datetime64("2026-01-02") + np.arange(3),
@@ -102,17 +112,43 @@ def test_a_graph_over_two_workers(tmp_path):
 def test_values_arrive_as_they_are(tmp_path, make):
     async def test():
         async with cluster(tmp_path, 2) as (_, client, _):
-            made = client.submit(make, workers=["w0"], key="made")
-            moved = client.submit(lambda x: x, made, workers=["w1"], key="moved")
-            for value in await client.gather([made, moved]):
-                expected = make()
-                if isinstance(expected, np.ndarray):
-                    np.testing.assert_array_equal(value, expected)
-                    assert value.dtype == expected.dtype
-                    assert value.strides == expected.strides or not expected.flags.forc
-                else:
-                    assert value == expected
-                    assert type(value) is type(expected)
+            # What is known of the first one's form serves the others.
+            for number in range(3):
+                made = client.submit(make, workers=["w0"], key=("made", number))
+                moved = client.submit(
+                    lambda x: x, made, workers=["w1"], key=("moved", number)
+                )
+                for value in await client.gather([made, moved]):
+                    check(value, make())
+
+    def check(value, expected):
+        assert type(value) is type(expected)
+        if isinstance(expected, np.ndarray):
+            np.testing.assert_array_equal(value, expected)
+            assert value.dtype == expected.dtype
+            assert value.flags.writeable or not expected.flags.writeable
+            assert value.strides == expected.strides or not expected.flags.forc
+        else:
+            assert value == expected
+
+    run(test)
+
+
+def test_arrays_from_elsewhere_can_be_written_to(tmp_path):
+    def make(number):
+        return np.full((100, 100), number)
+
+    def add_in_place(array):
+        assert array.flags.writeable
+        array += 1
+        return int(array[0, 0]), int(array.sum())
+
+    async def test():
+        async with cluster(tmp_path, 2) as (_, client, _):
+            for number in range(3):
+                made = client.submit(make, number, workers=["w0"], key=f"m{number}")
+                changed = client.submit(add_in_place, made, workers=["w1"], pure=False)
+                assert await changed == (number + 1, (number + 1) * 10_000)
 
     run(test)
 

@@ -13,6 +13,7 @@
 //! in `oxidask/_worker.py`: the facade that tasks know as the worker, and the
 //! function that runs one task.
 
+mod arrays;
 mod call;
 mod convert;
 mod executor;
@@ -21,6 +22,7 @@ mod inbox;
 mod link;
 mod queue;
 mod scalar;
+mod strided;
 mod task;
 
 use std::sync::Arc;

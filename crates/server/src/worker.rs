@@ -15,6 +15,7 @@
 //! One task owns the core. It never waits, neither for a socket nor for a task;
 //! heartbeats and answers to peers need nothing but it.
 
+mod ahead;
 pub(crate) mod args;
 pub(crate) mod executor;
 pub(crate) mod failure;
@@ -53,8 +54,8 @@ use crate::logging::Logs;
 use crate::options::{ListenOptions, OptionsError, Security};
 
 pub use executor::{
-    Answer, Datum, Executor, ExecutorFactory, ExecutorSettings, Heartbeat, Input, Introduction,
-    Object, Outcome, Outgoing, Ran, Received, Request, RunSpec, Scalar, Task,
+    Answer, Datum, Encode, Executed, Executor, ExecutorFactory, ExecutorSettings, Heartbeat, Input,
+    Introduction, Object, Outcome, Outgoing, Ran, Received, Request, RunSpec, Scalar, Task,
 };
 pub use figures::{Figures, FiguresReader};
 pub use handle::WorkerHandle;

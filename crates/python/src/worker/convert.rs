@@ -13,7 +13,8 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyList, PyMemoryView, PyString, PyTuple};
 
-use super::held::HeldBuffer;
+use super::held::{HeldBuffer, HeldStrides};
+use super::strided::StridedArray;
 
 /// Smaller buffers are copied. Chosen: a page costs less to copy than an object to
 /// hold and to release.
@@ -27,7 +28,7 @@ pub(crate) struct Frame(Memory);
 
 #[derive(Debug)]
 enum Memory {
-    Shared(Bytes),
+    Shared { bytes: Bytes, is_readonly: bool },
     Own(BytesMut),
 }
 
@@ -35,7 +36,18 @@ impl Frame {
     pub(crate) fn new(frame: Bytes) -> Self {
         Self(match frame.try_into_mut() {
             Ok(own) => Memory::Own(own),
-            Err(shared) => Memory::Shared(shared),
+            Err(bytes) => Memory::Shared {
+                bytes,
+                is_readonly: true,
+            },
+        })
+    }
+
+    /// Writable although it stays a part of a value's serialised form.
+    fn sharing(bytes: Bytes) -> Self {
+        Self(Memory::Shared {
+            bytes,
+            is_readonly: false,
         })
     }
 }
@@ -49,14 +61,17 @@ impl Frame {
         flags: c_int,
     ) -> PyResult<()> {
         let (memory, nbytes, is_readonly) = match &slf.0 {
-            Memory::Shared(bytes) => (bytes.as_ptr(), bytes.len(), true),
+            Memory::Shared { bytes, is_readonly } => (bytes.as_ptr(), bytes.len(), *is_readonly),
             Memory::Own(bytes) => (bytes.as_ptr(), bytes.len(), false),
         };
         let nbytes = isize::try_from(nbytes)
             .map_err(|_| PyBufferError::new_err("a frame is larger than memory"))?;
         // SAFETY: `view` is the interpreter's. The memory lives as long as `slf`,
-        // which the view holds, and never moves. Where it is writable, nothing but
-        // views of this object refers to it, and no Rust reference is ever made.
+        // which the view holds, and never moves. It came from the allocator, which is
+        // so for whatever was received. Where it is writable, nothing but views of this
+        // object refers to it, and no Rust reference is ever made; or it is the memory
+        // of an array's serialised form: a task that writes to the array changes what
+        // is sent of it, as it would on stock.
         let filled = unsafe {
             ffi::PyBuffer_FillInfo(
                 view,
@@ -76,7 +91,7 @@ impl Frame {
 
     fn __len__(&self) -> usize {
         match &self.0 {
-            Memory::Shared(bytes) => bytes.len(),
+            Memory::Shared { bytes, .. } => bytes.len(),
             Memory::Own(bytes) => bytes.len(),
         }
     }
@@ -87,13 +102,30 @@ pub(crate) fn frames_to_python<'py>(
     py: Python<'py>,
     frames: impl IntoIterator<Item = Bytes>,
 ) -> PyResult<Bound<'py, PyList>> {
+    list_of_frames(py, frames, Frame::new)
+}
+
+/// As [`frames_to_python`], for frames that were received and remain a value's serialised
+/// form: writable without a copy.
+pub(crate) fn shared_frames_to_python<'py>(
+    py: Python<'py>,
+    frames: impl IntoIterator<Item = Bytes>,
+) -> PyResult<Bound<'py, PyList>> {
+    list_of_frames(py, frames, Frame::sharing)
+}
+
+fn list_of_frames<'py>(
+    py: Python<'py>,
+    frames: impl IntoIterator<Item = Bytes>,
+    make: impl Fn(Bytes) -> Frame,
+) -> PyResult<Bound<'py, PyList>> {
     let list = PyList::empty(py);
     for frame in frames {
         // Memory views, as stock's connections give them.
         let memory = if frame.len() <= COPIED_NBYTES_MAX {
             PyByteArray::new(py, &frame).into_any()
         } else {
-            Frame::new(frame).into_pyobject(py)?.into_any()
+            make(frame).into_pyobject(py)?.into_any()
         };
         list.append(PyMemoryView::from(&memory)?)?;
     }
@@ -126,6 +158,29 @@ pub(crate) fn serialized_of_python(
         header: Bytes::copy_from_slice(header),
         frames: frames.collect::<PyResult<_>>()?,
     })
+}
+
+/// How a value that was cheap to serialise is kept beside the live one.
+pub(crate) enum Form {
+    /// As others get it.
+    Serialized(Serialized),
+    /// As others get it once it was copied.
+    Strided(StridedArray),
+}
+
+/// What `_worker_values.cheap` gives: sub-header and frames, or the sub-header and one
+/// buffer that is not in one piece.
+pub(crate) fn form_of_python(
+    header: &Bound<'_, PyAny>,
+    frames: &Bound<'_, PyAny>,
+) -> PyResult<Form> {
+    if let Ok(view) = frames.cast_exact::<PyMemoryView>() {
+        let header = Bytes::copy_from_slice(header.cast::<PyBytes>()?.as_bytes());
+        let items = HeldStrides::new(PyUntypedBuffer::get(view)?)
+            .ok_or_else(|| PyBufferError::new_err("an array must not point elsewhere"))?;
+        return Ok(Form::Strided(StridedArray::new(header, items)));
+    }
+    serialized_of_python(header, frames).map(Form::Serialized)
 }
 
 /// The frames that stock's `dumps` makes of a message, as a value.

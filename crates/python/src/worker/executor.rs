@@ -1,27 +1,30 @@
 //! The executor: everything that the shell asks, handed to threads of the interpreter.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, ready};
 use oxidask_server::worker::{
-    self, Answer, Datum, Executor, ExecutorSettings, Heartbeat, Input, Introduction, Outcome,
-    Outgoing, Received, Request, WorkerHandle,
+    self, Answer, Datum, Executed, Executor, ExecutorSettings, Heartbeat, Input, Introduction,
+    Outcome, Outgoing, Received, Request, WorkerHandle,
 };
 use oxidask_wire::{Key, Map, Serialized, Str, Value};
 use oxidask_worker::State;
-use oxidask_worker::task::TaskFailure;
+use oxidask_worker::task::{TaskFailure, ValueType as Type};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use tokio::sync::oneshot;
 
+use super::arrays::Arrays;
 use super::call::Functions;
 use super::convert::{
-    Failure, builtin, failure_of_python, frames_to_python, key_to_python, serialized_of_python,
-    value_to_python,
+    Failure, Form, builtin, failure_of_python, form_of_python, frames_to_python, key_to_python,
+    serialized_of_python, shared_frames_to_python, value_to_python,
 };
 use super::held::{self, Live};
 use super::inbox::{Item, Items};
@@ -29,6 +32,10 @@ use super::link::Link;
 use super::queue::{Job, Jobs};
 use super::scalar::{self, Scalars};
 use super::task::{Task, ValueType};
+
+/// Tasks that threads may go on with by themselves. Chosen: as many empty ones as a
+/// thread runs while reports gather.
+const AHEAD_MAX: usize = 64;
 
 /// Runs tasks with the interpreter of this process.
 pub(crate) struct PythonExecutor {
@@ -42,6 +49,7 @@ pub(crate) struct Shared {
     hooks: OnceLock<Hooks>,
     /// Known once there are hooks.
     scalars: OnceLock<Scalars>,
+    arrays: Arrays,
     /// Of calls.
     pub(crate) functions: Functions,
     /// Tasks of the pool `default`.
@@ -74,6 +82,8 @@ pub(crate) struct Hooks {
     pub(crate) direct: Py<PyAny>,
     /// `(header, frames) -> object`: a serialised value.
     pub(crate) load: Py<PyAny>,
+    /// `(header) -> bool`: arrays with this sub-header differ in their bytes only.
+    pub(crate) is_array: Py<PyAny>,
     /// `(frames) -> object`: a message.
     pub(crate) load_message: Py<PyAny>,
     /// `(object) -> (nbytes, ValueType)`
@@ -96,6 +106,7 @@ impl Hooks {
             loads: hook("loads")?,
             direct: hook("direct")?,
             load: hook("load")?,
+            is_array: hook("is_array")?,
             load_message: hook("load_message")?,
             describe: hook("describe")?,
             cheap: hook("cheap")?,
@@ -135,12 +146,24 @@ impl Shared {
         self.scalars.get()?.of_python(value)
     }
 
-    /// A task is done.
-    pub(crate) fn executed(&self, key: Key, outcome: Outcome) {
+    /// A task is done; a thread goes on with the next one.
+    pub(crate) fn executed(self: &Arc<Self>, key: Key, outcome: Outcome) {
         let worker = self.worker.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(worker) = &*worker {
-            worker.handle.executed(vec![(key, outcome)]);
-        }
+        let Some(worker) = &*worker else {
+            return;
+        };
+        let nbytes = match &outcome {
+            Outcome::Finished { value, .. } => value.nbytes,
+            Outcome::Erred { .. } | Outcome::Reschedule => 0,
+        };
+        self.default.done(&key.clone(), nbytes, |next| {
+            worker.handle.executed(Executed {
+                key,
+                outcome,
+                next: next.as_ref().map(|task| task.key.clone()),
+            });
+            Some(Job::Task(Task::new(next?, self.clone())))
+        });
     }
 
     /// Says how starting went; only once.
@@ -177,9 +200,9 @@ pub(crate) fn deserialized(py: Python<'_>, shared: &Shared, datum: &Datum) -> Py
         return Ok(object);
     }
     let serialized = datum
-        .as_serialized()
+        .serialize()
         .ok_or_else(|| PyRuntimeError::new_err("the value is not in memory"))?;
-    let object = load(py, shared, serialized.clone())?;
+    let object = load(py, shared, serialized)?;
     datum.set_object(Arc::new(Live::new(object.clone_ref(py))));
     Ok(object)
 }
@@ -214,8 +237,14 @@ fn live(datum: &Datum) -> Option<&Live> {
 }
 
 fn load(py: Python<'_>, shared: &Shared, serialized: Serialized) -> PyResult<Py<PyAny>> {
+    // An array shares its memory with its serialised form, as one does that a task made.
+    let shares = shared.arrays.contain(&serialized);
     let Serialized { header, frames } = serialized;
-    let arguments = (PyBytes::new(py, &header), frames_to_python(py, frames)?);
+    let frames = match shares {
+        true => shared_frames_to_python(py, frames)?,
+        false => frames_to_python(py, frames)?,
+    };
+    let arguments = (PyBytes::new(py, &header), frames);
     shared.hooks(py)?.load.call1(py, arguments)
 }
 
@@ -279,13 +308,24 @@ impl Values {
 /// belongs to this key and not to the tasks that need it. What is large keeps the
 /// memory in which it came.
 fn receive(py: Python<'_>, shared: &Shared, value: Value) -> PyResult<Arc<Datum>> {
-    let object = if let Value::Serialized(serialized) = value {
-        load(py, shared, *serialized)?
-    } else {
+    let Value::Serialized(serialized) = value else {
         let frames = value_to_python(py, value)?;
-        shared.hooks(py)?.load_message.call1(py, (frames,))?
+        let object = shared.hooks(py)?.load_message.call1(py, (frames,))?;
+        return datum(py, shared, object);
     };
-    datum(py, shared, object)
+    let header = serialized.header.clone();
+    let nbytes = serialized.frames.first().map_or(0, Bytes::len);
+    let object = load(py, shared, *serialized)?;
+    let datum = datum(py, shared, object)?;
+    let is_array = &shared.hooks(py)?.is_array;
+    if is_array
+        .bind(py)
+        .call1((PyBytes::new(py, &header),))?
+        .is_truthy()?
+    {
+        shared.arrays.remember(header, nbytes, &datum);
+    }
+    Ok(datum)
 }
 
 /// A live value, measured, and serialised if that is cheap: others get it then while
@@ -295,15 +335,27 @@ pub(crate) fn datum(py: Python<'_>, shared: &Shared, object: Py<PyAny>) -> PyRes
     let (nbytes, r#type) = described.extract::<(i64, Bound<'_, ValueType>)>()?;
     let r#type = r#type.get().0.clone();
     let serialized = shared.hooks(py)?.cheap.bind(py).call1((&object,))?;
-    let serialized = serialized.extract::<Option<(Bound<'_, PyAny>, Bound<'_, PyAny>)>>()?;
-    let serialized = serialized.map(|(header, frames)| serialized_of_python(&header, &frames));
+    let serialized = serialized.extract::<Cheap<'_>>()?;
+    live_datum(object, serialized, nbytes, r#type)
+}
+
+/// What `_worker_values.cheap` gives.
+pub(crate) type Cheap<'py> = Option<(Bound<'py, PyAny>, Bound<'py, PyAny>)>;
+
+/// A live value that was measured and serialised.
+pub(crate) fn live_datum(
+    object: Py<PyAny>,
+    cheap: Cheap<'_>,
+    nbytes: i64,
+    r#type: Arc<Type>,
+) -> PyResult<Arc<Datum>> {
+    let form = cheap.map(|(header, frames)| form_of_python(&header, &frames));
     let object = Arc::new(Live::new(object));
-    Ok(Arc::new(Datum::live(
-        object,
-        serialized.transpose()?,
-        nbytes,
-        r#type,
-    )))
+    Ok(Arc::new(match form.transpose()? {
+        None => Datum::live(object, None, nbytes, r#type),
+        Some(Form::Serialized(serialized)) => Datum::live(object, Some(serialized), nbytes, r#type),
+        Some(Form::Strided(array)) => Datum::encodable(object, Box::new(array), nbytes, r#type),
+    }))
 }
 
 fn serialize(
@@ -336,6 +388,7 @@ impl PythonExecutor {
                 worker: RwLock::new(None),
                 hooks: OnceLock::new(),
                 scalars: OnceLock::new(),
+                arrays: Arrays::default(),
                 functions: Functions::default(),
                 default: Arc::default(),
                 values: Arc::default(),
@@ -398,9 +451,7 @@ impl Executor for PythonExecutor {
     fn execute(&self, tasks: Vec<worker::Task>) {
         let mut default = Vec::with_capacity(tasks.len());
         for task in tasks {
-            let executor = task.annotations.get("executor");
-            let is_default =
-                executor.is_none_or(|name| name.is_nil() || name.as_str() == Some("default"));
+            let is_default = task.is_for_default_pool();
             let task = Task::new(task, self.shared.clone());
             if is_default {
                 default.push(Job::Task(task));
@@ -413,10 +464,26 @@ impl Executor for PythonExecutor {
         }
     }
 
+    fn ahead_max(&self) -> usize {
+        AHEAD_MAX
+    }
+
+    fn lend(&self, tasks: VecDeque<worker::Task>, nbytes: i64) {
+        self.shared.default.lend(tasks, nbytes);
+    }
+
+    fn take_back(&self) -> VecDeque<worker::Task> {
+        self.shared.default.take_back()
+    }
+
     fn receive(&self, values: Vec<(Key, Value)>) -> BoxFuture<'_, Vec<Received>> {
         let count = values.len();
         if let Some(scalars) = self.shared.scalars.get() {
-            let data = values.iter().map(|(_, value)| scalars.of_message(value));
+            let arrays = &self.shared.arrays;
+            let data = values.iter().map(|(_, value)| {
+                let scalar = scalars.of_message(value);
+                scalar.or_else(|| arrays.of_message(value))
+            });
             let data = data.map(|datum| datum.map(|datum| Ok(Arc::new(datum))));
             if let Some(received) = data.collect::<Option<Vec<Received>>>() {
                 return ready(received).boxed();

@@ -10,8 +10,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::prelude::*;
+
+use super::strided::Layout;
 
 /// How long what is dropped waits for a thread that is attached anyway. Chosen:
 /// far below what a user sees of memory, far above what one task takes.
@@ -70,35 +73,17 @@ impl fmt::Debug for Live {
     }
 }
 
-/// Memory of a Python object that stays where it is.
-pub(crate) struct HeldBuffer(ManuallyDrop<PyUntypedBuffer>);
+/// A buffer of a Python object.
+struct Held(ManuallyDrop<PyUntypedBuffer>);
 
-impl HeldBuffer {
-    /// `None` if the memory is not in one piece.
-    pub(crate) fn new(buffer: PyUntypedBuffer) -> Option<Self> {
-        if !buffer.is_c_contiguous() && !buffer.is_fortran_contiguous() {
-            return None;
-        }
+impl Held {
+    fn new(buffer: PyUntypedBuffer) -> Self {
         BUFFERS_COUNT.fetch_add(1, Ordering::Relaxed);
-        Some(Self(ManuallyDrop::new(buffer)))
+        Self(ManuallyDrop::new(buffer))
     }
 }
 
-impl AsRef<[u8]> for HeldBuffer {
-    #[expect(unsafe_code, reason = "the buffer protocol gives pointer and length")]
-    fn as_ref(&self) -> &[u8] {
-        let nbytes = self.0.len_bytes();
-        if nbytes == 0 {
-            return &[];
-        }
-        // SAFETY: the exporter keeps the memory, all of it in one piece, until the
-        // buffer is released. A task that writes to an array after it was returned
-        // would change what is sent, as it would on stock.
-        unsafe { std::slice::from_raw_parts(self.0.buf_ptr().cast::<u8>(), nbytes) }
-    }
-}
-
-impl Drop for HeldBuffer {
+impl Drop for Held {
     #[expect(unsafe_code, reason = "the buffer is moved out of what is dropped")]
     fn drop(&mut self) {
         // SAFETY: `self` is gone after this, so that nobody uses the field again.
@@ -107,11 +92,72 @@ impl Drop for HeldBuffer {
     }
 }
 
-impl fmt::Debug for HeldBuffer {
+impl fmt::Debug for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HeldBuffer")
+        f.debug_struct("Held")
             .field("nbytes", &self.0.len_bytes())
             .finish()
+    }
+}
+
+/// Memory of a Python object that stays where it is, in one piece.
+#[derive(Debug)]
+pub(crate) struct HeldBuffer(Held);
+
+impl HeldBuffer {
+    /// `None` if the memory is not in one piece.
+    pub(crate) fn new(buffer: PyUntypedBuffer) -> Option<Self> {
+        let is_contiguous = buffer.is_c_contiguous() || buffer.is_fortran_contiguous();
+        is_contiguous.then(|| Self(Held::new(buffer)))
+    }
+}
+
+impl AsRef<[u8]> for HeldBuffer {
+    #[expect(unsafe_code, reason = "the buffer protocol gives pointer and length")]
+    fn as_ref(&self) -> &[u8] {
+        let buffer = &self.0.0;
+        let nbytes = buffer.len_bytes();
+        if nbytes == 0 {
+            return &[];
+        }
+        // SAFETY: the exporter keeps the memory, all of it in one piece, until the
+        // buffer is released. A task that writes to an array after it was returned
+        // would change what is sent, as it would on stock.
+        unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast::<u8>(), nbytes) }
+    }
+}
+
+/// As [`HeldBuffer`], in pieces.
+#[derive(Debug)]
+pub(crate) struct HeldStrides(Held);
+
+impl HeldStrides {
+    /// `None` if the pieces are reached by pointers of the buffer's own.
+    pub(crate) fn new(buffer: PyUntypedBuffer) -> Option<Self> {
+        let is_direct = buffer.suboffsets().is_none();
+        is_direct.then(|| Self(Held::new(buffer)))
+    }
+
+    /// Bytes of all items.
+    pub(crate) fn nbytes(&self) -> usize {
+        self.0.0.len_bytes()
+    }
+
+    /// A copy of all items in C order.
+    #[expect(
+        unsafe_code,
+        reason = "the buffer protocol gives pointer, shape and strides"
+    )]
+    pub(crate) fn to_bytes(&self) -> Bytes {
+        let buffer = &self.0.0;
+        let layout = Layout {
+            shape: buffer.shape(),
+            strides: buffer.strides(),
+            item_nbytes: buffer.item_size(),
+        };
+        // SAFETY: the exporter keeps the items that shape and strides name until the
+        // buffer is released. As to tasks that write to them: see `HeldBuffer`.
+        unsafe { layout.copy_from(buffer.buf_ptr().cast::<u8>()) }.into()
     }
 }
 

@@ -126,6 +126,7 @@ impl Link {
     ) -> PyResult<()> {
         let key = key_of_python(key)?;
         let worker = self.worker()?.handle;
+        self.0.default.secede(key.clone());
         worker.seceded(key, compute_duration, Some(stimulus_id.into()));
         Ok(())
     }

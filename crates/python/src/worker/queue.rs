@@ -1,9 +1,11 @@
 //! The queue of a pool of threads: filled without the interpreter, and waited for
 //! without it.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use oxidask_server::worker;
+use oxidask_wire::Key;
 use pyo3::prelude::*;
 
 use super::executor::Values;
@@ -20,7 +22,7 @@ pub(crate) enum Job {
     Item(Py<PyAny>),
 }
 
-/// Jobs in the order in which they came.
+/// Jobs in the order in which they came, and tasks that were lent by the shell.
 #[derive(Default)]
 pub(crate) struct Jobs {
     state: Mutex<State>,
@@ -30,6 +32,14 @@ pub(crate) struct Jobs {
 #[derive(Default)]
 struct State {
     jobs: VecDeque<Job>,
+    /// What threads may go on with, best first.
+    lent: VecDeque<worker::Task>,
+    /// Bytes that may still come of it.
+    nbytes: i64,
+    /// Tasks that run and have seceded.
+    seceded: HashSet<Key>,
+    /// Threads that wait.
+    idle_count: usize,
     is_closed: bool,
 }
 
@@ -56,17 +66,60 @@ impl Jobs {
         }
     }
 
+    /// Lends tasks, for results of so many bytes.
+    pub(crate) fn lend(&self, tasks: VecDeque<worker::Task>, nbytes: i64) {
+        let mut state = self.state();
+        if !state.is_closed {
+            state.lent = tasks;
+            state.nbytes = nbytes;
+        }
+    }
+
+    /// Ends the loan.
+    pub(crate) fn take_back(&self) -> VecDeque<worker::Task> {
+        std::mem::take(&mut self.state().lent)
+    }
+
+    /// A task has seceded: nothing takes its place when it ends.
+    pub(crate) fn secede(&self, key: Key) {
+        self.state().seceded.insert(key);
+    }
+
+    /// A task is done, with a result of so many bytes. `report` is told what takes its
+    /// place, and makes a job of it. Tasks begin in the order of these reports.
+    pub(crate) fn done(
+        &self,
+        key: &Key,
+        nbytes: i64,
+        report: impl FnOnce(Option<worker::Task>) -> Option<Job>,
+    ) {
+        let mut state = self.state();
+        state.nbytes -= nbytes;
+        let leaves_place = !state.seceded.remove(key);
+        let next = match leaves_place && state.nbytes >= 0 {
+            true => state.lent.pop_front(),
+            false => None,
+        };
+        state.jobs.extend(report(next));
+        if !state.jobs.is_empty() && state.idle_count > 0 {
+            drop(state);
+            self.changed.notify_one();
+        }
+    }
+
     fn try_next(&self) -> Option<Job> {
         self.state().jobs.pop_front()
     }
 
     /// Waits for a job; `None`: the queue is closed.
     fn next(&self) -> Option<Job> {
-        let state = self.state();
+        let mut state = self.state();
+        state.idle_count += 1;
         let state = self
             .changed
             .wait_while(state, |state| state.jobs.is_empty() && !state.is_closed);
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        state.idle_count -= 1;
         state.jobs.pop_front()
     }
 
@@ -75,9 +128,10 @@ impl Jobs {
         let mut state = self.state();
         state.is_closed = true;
         let jobs = std::mem::take(&mut state.jobs);
+        let lent = std::mem::take(&mut state.lent);
         drop(state);
         self.changed.notify_all();
-        drop(jobs);
+        drop((jobs, lent));
     }
 }
 

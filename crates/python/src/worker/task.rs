@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use oxidask_server::worker::{self, Datum, Outcome, Ran, RunSpec};
+use oxidask_server::worker::{self, Outcome, Ran, RunSpec};
 use oxidask_wire::{Key, Map, Value};
 use oxidask_worker::task::{TaskFailure, ValueType as Type};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
@@ -13,11 +13,9 @@ use pyo3::types::{PyBytes, PyDict, PyTuple};
 
 use super::call;
 use super::convert::{
-    Failure, builtin, failure_of_python, frames_to_python, key_to_python, serialized_of_python,
-    value_to_python,
+    Failure, builtin, failure_of_python, frames_to_python, key_to_python, value_to_python,
 };
-use super::executor::{Shared, input_to_python};
-use super::held::Live;
+use super::executor::{Cheap, Shared, input_to_python, live_datum};
 
 /// The class of a value, pickled once for all its instances.
 #[pyclass(frozen)]
@@ -182,22 +180,15 @@ impl Task {
         value: Py<PyAny>,
         nbytes: i64,
         r#type: &ValueType,
-        serialized: Option<(Bound<'_, PyAny>, Bound<'_, PyAny>)>,
+        serialized: Cheap<'_>,
         start: f64,
         stop: f64,
         thread: u64,
         cpu: Option<f64>,
         noncpu: f64,
     ) -> PyResult<()> {
-        let serialized = serialized.map(|(header, frames)| serialized_of_python(&header, &frames));
-        let datum = Datum::live(
-            Arc::new(Live::new(value)),
-            serialized.transpose()?,
-            nbytes,
-            r#type.0.clone(),
-        );
         self.answer(Outcome::Finished {
-            value: Arc::new(datum),
+            value: live_datum(value, serialized, nbytes, r#type.0.clone())?,
             ran: ran(start, stop, thread, cpu, noncpu),
         });
         Ok(())

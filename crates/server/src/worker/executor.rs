@@ -1,6 +1,7 @@
 //! What runs tasks and knows values: an interpreter, behind a trait.
 
 use std::any::Any;
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
@@ -36,9 +37,28 @@ pub trait Executor: Send + Sync + 'static {
     /// names. They are as many as may run at a time: nothing waits for a thread
     /// that the worker does not know of.
     ///
-    /// Each is answered by one call of [`WorkerHandle::executed`], whatever
-    /// happens; also a task that was cancelled meanwhile.
+    /// Each, as each that was lent and begun, is answered by one call of
+    /// [`WorkerHandle::executed`], whatever happens; also a task that was cancelled
+    /// meanwhile.
     fn execute(&self, tasks: Vec<Task>);
+
+    /// How many tasks [`lend`](Self::lend) may get at a time.
+    fn ahead_max(&self) -> usize {
+        0
+    }
+
+    /// Lends tasks of the pool `default`, best first: whoever is done with a task may go on with the first
+    /// of these at once, and says so in [`Executed::next`]. Only until the results
+    /// have so many bytes together. What was lent before has been taken back.
+    fn lend(&self, tasks: VecDeque<Task>, nbytes: i64) {
+        let _ = (tasks, nbytes);
+    }
+
+    /// Takes back what was lent and not begun, in the same order. What was begun has
+    /// been told.
+    fn take_back(&self) -> VecDeque<Task> {
+        VecDeque::new()
+    }
 
     /// Takes values in that came from a peer or a client, as they were on the
     /// wire: serialised ones, or plain msgpack. Gives them back in the same order,
@@ -157,6 +177,8 @@ pub struct Introduction {
 pub struct Task {
     /// Which.
     pub key: Key,
+    /// Which run of it.
+    pub run_id: i64,
     /// How.
     pub run_spec: RunSpec,
     /// What it needs.
@@ -167,6 +189,14 @@ pub struct Task {
     pub span_id: Option<Str>,
     /// The result is an actor, which stays here.
     pub is_actor: bool,
+}
+
+impl Task {
+    /// Whether the pool `default` runs it, which its annotation `executor` decides.
+    pub fn is_for_default_pool(&self) -> bool {
+        let executor = self.annotations.get("executor");
+        executor.is_none_or(|name| name.is_nil() || name.as_str() == Some("default"))
+    }
 }
 
 /// How a task is computed.
@@ -249,6 +279,18 @@ pub struct Outgoing {
 
 /// A value taken in, or why it cannot be used.
 pub type Received = Result<Arc<Datum>, Arc<TaskFailure>>;
+
+/// A task is done.
+#[derive(Clone, Debug)]
+pub struct Executed {
+    /// Which.
+    pub key: Key,
+    /// What came of it.
+    pub outcome: Outcome,
+    /// The task, of those that were [lent](Executor::lend), which runs in its place now.
+    /// A task that has seceded leaves no place.
+    pub next: Option<Key>,
+}
 
 /// What came of a task.
 #[derive(Clone, Debug)]
@@ -369,6 +411,15 @@ impl Scalar {
     }
 }
 
+/// What makes the serialised form of a live value from any thread.
+pub trait Encode: Send + Sync {
+    /// Bytes that it copies for that.
+    fn nbytes(&self) -> usize;
+
+    /// Makes it.
+    fn encode(&self) -> Serialized;
+}
+
 /// A value that the worker keeps: live, serialised, or both.
 pub struct Datum {
     /// Bytes in memory, by `sizeof`.
@@ -379,6 +430,7 @@ pub struct Datum {
     serialized: OnceLock<Serialized>,
     /// The value itself, if messages can hold it.
     scalar: Option<Scalar>,
+    encoder: Option<Box<dyn Encode>>,
 }
 
 impl Datum {
@@ -395,6 +447,20 @@ impl Datum {
             object: OnceLock::from(object),
             serialized: serialized.map_or_else(OnceLock::new, OnceLock::from),
             scalar: None,
+            encoder: None,
+        }
+    }
+
+    /// A live value that is serialised when somebody asks for it.
+    pub fn encodable(
+        object: Object,
+        encoder: Box<dyn Encode>,
+        nbytes: i64,
+        r#type: Arc<ValueType>,
+    ) -> Self {
+        Self {
+            encoder: Some(encoder),
+            ..Self::live(object, None, nbytes, r#type)
         }
     }
 
@@ -406,6 +472,7 @@ impl Datum {
             object: OnceLock::new(),
             serialized: OnceLock::from(serialized),
             scalar: None,
+            encoder: None,
         }
     }
 
@@ -417,6 +484,7 @@ impl Datum {
             object: OnceLock::new(),
             serialized: OnceLock::new(),
             scalar: Some(scalar),
+            encoder: None,
         }
     }
 
@@ -435,20 +503,24 @@ impl Datum {
         self.object.get_or_init(|| object)
     }
 
-    /// The serialised form, if there is one.
-    pub fn as_serialized(&self) -> Option<&Serialized> {
-        let Some(scalar) = &self.scalar else {
-            return self.serialized.get();
-        };
-        Some(
-            self.serialized
-                .get_or_init(|| Serialized::of_pickle(scalar.pickle())),
-        )
+    /// Bytes that [`serialize`](Self::serialize) copies.
+    pub fn copied_nbytes(&self) -> usize {
+        self.encoder.as_ref().map_or(0, |encoder| encoder.nbytes())
     }
 
-    /// Keeps the serialised form for the next one who asks; the first one counts.
-    pub fn set_serialized(&self, serialized: Serialized) -> &Serialized {
-        self.serialized.get_or_init(|| serialized)
+    /// The serialised form, if that takes no executor. A copy that is made for it is
+    /// not kept: what is held twice would have to be counted.
+    pub fn serialize(&self) -> Option<Serialized> {
+        if let Some(encoder) = &self.encoder {
+            return Some(encoder.encode());
+        }
+        let Some(scalar) = &self.scalar else {
+            return self.serialized.get().cloned();
+        };
+        let serialized = self
+            .serialized
+            .get_or_init(|| Serialized::of_pickle(scalar.pickle()));
+        Some(serialized.clone())
     }
 }
 
@@ -459,6 +531,7 @@ impl fmt::Debug for Datum {
             .field("type", &self.r#type.name)
             .field("is_live", &self.object.get().is_some())
             .field("is_serialized", &self.serialized.get().is_some())
+            .field("is_encodable", &self.encoder.is_some())
             .finish()
     }
 }

@@ -6,7 +6,7 @@ use oxidask_comm::Address;
 use oxidask_wire::{Key, Map, Str, Value};
 use oxidask_worker::Event;
 
-use super::executor::{Datum, Input, Outcome};
+use super::executor::{Datum, Executed, Input};
 use super::rpc;
 use super::settings::Settings;
 use super::shell::{Closing, Report, ShellHandle, Stimulus, insertion, stimulus_id};
@@ -20,10 +20,10 @@ pub struct WorkerHandle {
 }
 
 impl WorkerHandle {
-    /// Tasks are done. Never waits: there are at most as many reports as tasks
-    /// that run.
-    pub fn executed(&self, outcomes: Vec<(Key, Outcome)>) {
-        self.shell.report(Report::Executed(outcomes));
+    /// A task is done. Never waits: there are at most as many reports as tasks
+    /// that run and that were lent.
+    pub fn executed(&self, executed: Executed) {
+        self.shell.report(Report::Executed(executed));
     }
 
     /// A task called `secede()` after so many seconds.

@@ -6,7 +6,7 @@ use oxidask_wire::stream::{self, ErredTask, FinishedTask, ToScheduler};
 use oxidask_wire::{Key, Value};
 use oxidask_worker::instruction::{Execute, GatherDep};
 use oxidask_worker::task::{StartStop, TaskFailure};
-use oxidask_worker::{Event, Instruction, SendMessageToScheduler, State};
+use oxidask_worker::{Event, Instruction, SendMessageToScheduler, State, TaskState};
 use tracing::error;
 
 use super::executor::{RunSpec, Task};
@@ -56,6 +56,9 @@ impl Shell {
 
     fn execute(&mut self, execute: &Execute) {
         let key = execute.key.clone();
+        if self.ahead.is_begun(&key) {
+            return self.begun(key);
+        }
         if !self.status.is_any_running() {
             // For the core's sake; the scheduler has forgotten this worker.
             let event = Event::Reschedule { key };
@@ -97,9 +100,14 @@ impl Shell {
 
     /// Gives a task to the executor, at the end of this turn.
     pub(super) fn hand_over(&mut self, task: Task, running: Running) {
-        self.core.set_start_time(&task.key, now());
-        self.running.insert(task.key.clone(), running);
+        self.runs(task.key.clone(), running);
         self.to_execute.push(task);
+    }
+
+    /// A task is at the executor.
+    pub(super) fn runs(&mut self, key: Key, running: Running) {
+        self.core.set_start_time(&key, now());
+        self.running.insert(key, running);
     }
 
     /// A task with those of its inputs that are in memory, and the others, which are
@@ -110,18 +118,8 @@ impl Shell {
             .core
             .find_task(key)
             .expect("a task that is executed is known");
-        let run_spec = ts
-            .run_spec
-            .clone()
-            .ok_or_else(|| failure::builtin("ValueError", "The task has no run_spec"))?;
-        let mut task = Task {
-            key: key.clone(),
-            run_spec: RunSpec::from_value(run_spec),
-            inputs: Vec::new(),
-            annotations: ts.annotations.clone(),
-            span_id: ts.span_id.clone(),
-            is_actor: ts.is_actor,
-        };
+        let mut task =
+            task(ts).ok_or_else(|| failure::builtin("ValueError", "The task has no run_spec"))?;
         let dependencies = self.core.dependencies(ts);
         let dependencies: Vec<Key> = dependencies.map(|ts| ts.key.clone()).collect();
         let mut coming = Vec::new();
@@ -233,6 +231,19 @@ impl Shell {
         let address = &self.handle.settings.address;
         self.log_event(&Value::from(address), &Value::Map(message));
     }
+}
+
+/// A task as the executor gets it, without its inputs.
+pub(super) fn task(ts: &TaskState) -> Option<Task> {
+    Some(Task {
+        key: ts.key.clone(),
+        run_id: ts.run_id,
+        run_spec: RunSpec::from_value(ts.run_spec.clone()?),
+        inputs: Vec::new(),
+        annotations: ts.annotations.clone(),
+        span_id: ts.span_id.clone(),
+        is_actor: ts.is_actor,
+    })
 }
 
 fn wire_startstops(startstops: &[StartStop]) -> Vec<stream::StartStop> {

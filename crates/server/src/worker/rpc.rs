@@ -22,7 +22,7 @@ use super::serve::{Answered, is_same_host};
 use super::shell::{Closing, Report, Shell, ShellHandle, Stimulus, stimulus_id};
 use super::status::Status;
 use super::store::{compact, outgoing};
-use super::{failure, transfer};
+use super::{failure, spill, transfer};
 use crate::logging::Logs;
 use crate::scheduler::gather::{self, GatherPlan, Step};
 
@@ -277,11 +277,13 @@ async fn serialized(
             data.push(&value.key, scalar.to_value());
             continue;
         }
-        match value.datum.as_serialized() {
-            Some(serialized)
-                if !value.is_actor && is_of_family(serialized, serializers.as_deref()) =>
-            {
-                data.push(&value.key, serialized.clone());
+        let serialized = match value.is_actor {
+            true => None,
+            false => spill::serialize(&value.datum).await,
+        };
+        match serialized {
+            Some(serialized) if is_of_family(&serialized, serializers.as_deref()) => {
+                data.push(&value.key, serialized);
             }
             Some(_) | None => rest.push(value),
         }

@@ -13,11 +13,12 @@ use oxidask_worker::event::Insertion;
 use oxidask_worker::memory::Ticket;
 use oxidask_worker::task::{Action, StartStop, TaskFailure};
 use oxidask_worker::{Event, Instructions, StimulusId, StoredValue, WorkerState};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info};
 
-use super::executor::{Datum, Executor, Outcome, Ran, Task};
+use super::ahead::{self, Ahead};
+use super::executor::{Datum, Executed, Executor, Outcome, Ran, Task};
 use super::failure;
 use super::figures::Turns;
 use super::memory::{self, Memory, Observed};
@@ -76,12 +77,12 @@ pub(super) struct Running {
 /// What the executor tells, from any thread and without waiting.
 ///
 /// The channel has no bound of its own: a task that runs makes one report when
-/// it ends, `get_data` one per answer under way, and what else tasks say is
-/// bounded by the stream to the scheduler that takes it.
+/// it ends (and few are lent), `get_data` one per answer under way, and what else
+/// tasks say is bounded by the stream to the scheduler that takes it.
 #[derive(Debug)]
 pub(super) enum Report {
-    /// Tasks are done.
-    Executed(Vec<(Key, Outcome)>),
+    /// A task is done.
+    Executed(Executed),
     /// A task seceded.
     Seceded {
         key: Key,
@@ -100,6 +101,20 @@ pub(super) enum Report {
     Sent { nbytes: i64, seconds: f64 },
     /// The process was looked at.
     Memory(Observed),
+}
+
+impl Report {
+    /// Somebody waits for what follows from it. Nobody does so for a thread that has
+    /// gone on.
+    fn is_urgent(&self) -> bool {
+        match self {
+            Self::Executed(executed) => executed.next.is_none(),
+            Self::Metadata { .. } | Self::Digest { .. } | Self::Sent { .. } => false,
+            Self::Seceded { .. } | Self::LogEvent { .. } | Self::Message(_) | Self::Memory(_) => {
+                true
+            }
+        }
+    }
 }
 
 /// How long running tasks may take to end: `Worker.close(timeout=30)`.
@@ -142,6 +157,8 @@ impl Closing {
 pub(super) struct ShellHandle {
     inputs: mpsc::Sender<Input>,
     reports: mpsc::UnboundedSender<Report>,
+    /// Reports are not to wait any longer.
+    urgent: Arc<Notify>,
     pub(super) settings: Arc<Settings>,
     pub(super) pool: ConnectionPool,
     pub(super) executor: Arc<dyn Executor>,
@@ -195,7 +212,11 @@ impl ShellHandle {
 
     /// As from the executor. Nobody hears it once the worker is closed.
     pub(super) fn report(&self, report: Report) {
+        let is_urgent = report.is_urgent();
         let _ = self.reports.send(report);
+        if is_urgent {
+            self.urgent.notify_one();
+        }
     }
 
     /// Asks `op` of another server. An answer that reports an error is a value
@@ -289,6 +310,7 @@ pub(super) struct Shell {
     pub(super) disk_work: JoinSet<()>,
     pub(super) memory: Memory,
     pub(super) turns: Turns,
+    pub(super) ahead: Ahead,
     /// Events that follow from instructions.
     pub(super) queue: VecDeque<Stimulus>,
     /// Values that came with the event which is being handled.
@@ -330,6 +352,7 @@ impl Shell {
         let handle = ShellHandle {
             inputs,
             reports,
+            urgent: Arc::default(),
             settings: Arc::new(settings),
             pool,
             executor,
@@ -350,6 +373,7 @@ impl Shell {
             disk_work: JoinSet::new(),
             memory,
             turns: Turns::default(),
+            ahead: Ahead::default(),
             queue: VecDeque::new(),
             values: IndexMap::new(),
             spilled: Vec::new(),
@@ -371,40 +395,37 @@ impl Shell {
     ) {
         let mut inputs = Vec::with_capacity(INPUTS_PER_TURN);
         let mut reports = Vec::with_capacity(INPUTS_PER_TURN);
+        let urgent = self.handle.urgent.clone();
         while !self.is_ended {
-            let begun;
+            let rest = self.ahead.rest();
+            let mut panicked = None;
             tokio::select! {
-                _ = receiver.recv_many(&mut inputs, INPUTS_PER_TURN) => {
-                    begun = Instant::now();
-                    // What the executor told before it asked, and before it was
-                    // torn down, comes first.
-                    while let Ok(report) = reports_receiver.try_recv() {
-                        self.report(report);
-                    }
-                    for input in inputs.drain(..) {
-                        self.input(input);
-                    }
-                }
-                _ = reports_receiver.recv_many(&mut reports, INPUTS_PER_TURN) => {
-                    begun = Instant::now();
-                    for report in reports.drain(..) {
-                        self.report(report);
-                    }
-                }
+                _ = receiver.recv_many(&mut inputs, INPUTS_PER_TURN) => {}
+                _ = reports_receiver.recv_many(&mut reports, INPUTS_PER_TURN), if rest.is_none() => {}
+                () = ahead::rested(rest, &urgent) => {}
                 Some(ended) = self.transfers.join_next() => {
-                    begun = Instant::now();
-                    if let Err(error) = ended && error.is_panic() {
-                        error!(target: "distributed.worker", %error, "a transfer's task panicked");
-                        self.handle.close("worker-gather_dep-fail-hard", false);
-                    }
+                    panicked = ended.err().map(|error| (error, "a transfer's task", "worker-gather_dep-fail-hard"));
                 }
                 Some(ended) = self.disk_work.join_next() => {
-                    begun = Instant::now();
-                    if let Err(error) = ended && error.is_panic() {
-                        error!(target: "distributed.worker", %error, "a task for the disk panicked");
-                        self.handle.close("worker-spill-fail-hard", false);
-                    }
+                    panicked = ended.err().map(|error| (error, "a task for the disk", "worker-spill-fail-hard"));
                 }
+            }
+            let begun = Instant::now();
+            self.take_back();
+            // What the executor told before it asked, and before it was torn down,
+            // comes first.
+            for report in reports.drain(..) {
+                self.report(report);
+            }
+            while let Ok(report) = reports_receiver.try_recv() {
+                self.report(report);
+            }
+            for input in inputs.drain(..) {
+                self.input(input);
+            }
+            if let Some((error, what, reason)) = panicked.filter(|(error, ..)| error.is_panic()) {
+                error!(target: "distributed.worker", %error, "{what} panicked");
+                self.handle.close(reason, false);
             }
             self.end_turn();
             self.turns.ended(begun);
@@ -414,14 +435,15 @@ impl Shell {
     /// Begins what was put off, and hands everything of this turn to the executor at once.
     fn end_turn(&mut self) {
         self.balance();
-        let executor = &self.handle.executor;
         if !self.to_execute.is_empty() {
-            executor.execute(std::mem::take(&mut self.to_execute));
+            let tasks = std::mem::take(&mut self.to_execute);
+            self.handle.executor.execute(tasks);
         }
+        self.lend();
         if !self.to_release.is_empty() {
             let values = std::mem::take(&mut self.to_release);
             self.memory.freed(&values);
-            executor.release(values);
+            self.handle.executor.release(values);
         }
     }
 
@@ -438,11 +460,7 @@ impl Shell {
 
     fn report(&mut self, report: Report) {
         match report {
-            Report::Executed(outcomes) => {
-                for (key, outcome) in outcomes {
-                    self.executed(key, outcome);
-                }
-            }
+            Report::Executed(executed) => self.executed(executed),
             Report::Seceded {
                 key,
                 compute_duration,
@@ -530,7 +548,11 @@ impl Shell {
         self.handle.close_as(Closing::new(reason, false, false));
     }
 
-    fn executed(&mut self, key: Key, outcome: Outcome) {
+    fn executed(&mut self, executed: Executed) {
+        let Executed { key, outcome, next } = executed;
+        if let Some(next) = next {
+            self.went_on(next);
+        }
         let Some(Running { run_id, disk_read }) = self.running.remove(&key) else {
             error!(target: "distributed.worker", %key, "the executor reports a task that does not run");
             return;

@@ -238,14 +238,28 @@ pub(super) async fn spill(
     }
 }
 
+/// Copies of more bytes are made where nobody waits. Chosen: what takes longer than to
+/// hand it over.
+const COPIED_NBYTES_MAX: usize = 64 << 10;
+
+/// The serialised form, if that takes no executor.
+pub(super) async fn serialize(datum: &Arc<Datum>) -> Option<Serialized> {
+    if datum.copied_nbytes() <= COPIED_NBYTES_MAX {
+        return datum.serialize();
+    }
+    let datum = datum.clone();
+    let serialized = tokio::task::spawn_blocking(move || datum.serialize()).await;
+    serialized.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
 /// The serialised form, by the default families; an error says why there is none.
 async fn serialized(
     executor: &dyn Executor,
     key: &Key,
     datum: Arc<Datum>,
 ) -> Result<Serialized, String> {
-    let serialized = match datum.as_serialized() {
-        Some(serialized) => serialized.clone(),
+    let serialized = match serialize(&datum).await {
+        Some(serialized) => serialized,
         None => {
             let value = Outgoing {
                 key: key.clone(),

@@ -180,6 +180,26 @@ impl Store {
         }
     }
 
+    /// A value for a task that may run soon, if it is in memory.
+    pub(super) fn peek(&self, key: &Key) -> Option<Input> {
+        if let Some(actor) = self.actors.get(key) {
+            return Some(Input::Actor(actor.clone()));
+        }
+        match self.data.get(key)? {
+            Slot::Memory(datum) => Some(Input::Value(datum.clone())),
+            Slot::Disk(_) => None,
+        }
+    }
+
+    /// As [`get`](Self::get), if the value is in memory.
+    pub(super) fn touch(&mut self, key: &Key) -> Option<Input> {
+        self.peek(key)?;
+        match self.get(key) {
+            Got::Here(input) => Some(input),
+            Got::Coming(..) | Got::Missing => None,
+        }
+    }
+
     /// A value for a task or for others; it counts as used.
     pub(super) fn get(&mut self, key: &Key) -> Got {
         if let Some(actor) = self.actors.get(key) {
@@ -271,6 +291,11 @@ impl Store {
     /// As [`buffer`](Self::buffer), to look at.
     pub(super) fn buffer_ref(&self) -> Option<&Buffer> {
         Some(&self.spilling.as_ref()?.buffer)
+    }
+
+    /// Bytes that may come before a value has to leave memory.
+    pub(super) fn room(&self) -> u64 {
+        self.buffer_ref().map_or(u64::MAX, Buffer::room)
     }
 
     /// Where values are spilled to.

@@ -1,15 +1,15 @@
 //! An executor without an interpreter: it finds the name of one of a few fixed
 //! functions in a task's pickle and runs that.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use oxidask_server::worker::{
-    Answer, Datum, Executor, Input, Introduction, Outcome, Outgoing, Ran, Received, Request,
-    RunSpec, Task, WorkerHandle,
+    Answer, Datum, Executed, Executor, Input, Introduction, Outcome, Outgoing, Ran, Received,
+    Request, RunSpec, Task, WorkerHandle,
 };
 use oxidask_wire::pickle::{PickleArg, exception_pickle, plain_pickle, read_plain};
 use oxidask_wire::{Key, Map, Serialized, Str, Value, map};
@@ -41,6 +41,10 @@ pub(crate) struct Toy {
 struct State {
     /// Tasks that `shell_hold` holds.
     held: HashMap<Key, ()>,
+    /// Tasks that run on elsewhere.
+    seceded: HashSet<Key>,
+    /// Tasks to go on with.
+    lent: VecDeque<Task>,
     /// Requests and stream messages that came.
     heard: Vec<(String, Map)>,
     released_count: usize,
@@ -104,16 +108,46 @@ impl Toy {
         }
     }
 
+    /// Waits until this task is lent.
+    pub(crate) async fn is_lent(&self, key: &str) {
+        let key = Key::from(key);
+        loop {
+            let changed = self.changed.notified();
+            if self.state().lent.iter().any(|task| task.key == key) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     /// Lets a held task end.
     pub(crate) fn finish(&self, key: &str, outcome: Outcome) {
         let key = Key::from(key);
         let held = self.state().held.remove(&key);
         assert!(held.is_some(), "{key:?} is not held");
-        self.worker().executed(vec![(key, outcome)]);
+        self.done(key, outcome);
+    }
+
+    /// A task is done; the thread goes on with what was lent.
+    fn done(&self, key: Key, outcome: Outcome) {
+        let mut state = self.state();
+        let next = match state.seceded.remove(&key) {
+            true => None,
+            false => state.lent.pop_front(),
+        };
+        // Under the lock: what is taken back afterwards has not been begun.
+        self.worker().executed(Executed {
+            key,
+            outcome,
+            next: next.as_ref().map(|task| task.key.clone()),
+        });
+        drop(state);
+        self.execute(Vec::from_iter(next));
     }
 
     /// Lets a held task secede.
     pub(crate) fn secede(&self, key: &str) {
+        self.state().seceded.insert(Key::from(key));
         self.worker().seceded(Key::from(key), 0.5, None);
     }
 
@@ -197,7 +231,7 @@ fn number(input: &Input) -> i64 {
 pub(crate) fn number_of(datum: &Datum) -> Option<i64> {
     let live = datum.object().and_then(|object| object.downcast_ref());
     live.copied().or_else(|| {
-        let serialized = datum.as_serialized()?;
+        let serialized = datum.serialize()?;
         read_plain(serialized.frames.first()?).ok()?.as_i64()
     })
 }
@@ -343,9 +377,22 @@ impl Executor for Toy {
     fn execute(&self, tasks: Vec<Task>) {
         for task in tasks {
             if let Some(outcome) = self.run(&task) {
-                self.worker().executed(vec![(task.key, outcome)]);
+                self.done(task.key, outcome);
             }
         }
+    }
+
+    fn ahead_max(&self) -> usize {
+        2
+    }
+
+    fn lend(&self, tasks: VecDeque<Task>, _nbytes: i64) {
+        self.state().lent = tasks;
+        self.changed.notify_waiters();
+    }
+
+    fn take_back(&self) -> VecDeque<Task> {
+        std::mem::take(&mut self.state().lent)
     }
 
     fn receive(&self, values: Vec<(Key, Value)>) -> BoxFuture<'_, Vec<Received>> {

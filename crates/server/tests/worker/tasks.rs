@@ -1,5 +1,6 @@
 //! Tasks and their data, as the scheduler's stream tells them.
 
+use futures_util::FutureExt;
 use oxidask_wire::stream::{ToWorker, WorkerMessage};
 use oxidask_wire::{Key, Value};
 
@@ -249,6 +250,73 @@ async fn a_task_that_has_not_begun_can_be_stolen() {
         matches!(message, WorkerMessage::TaskErred(_)),
         "{message:?}"
     );
+}
+
+#[tokio::test]
+async fn a_thread_goes_on_before_the_worker_has_heard() {
+    let mut stub = Stub::start().await;
+    let mut worker = stub.worker().await;
+    worker.compute(Ask::new("x", "hold")).await;
+    worker.compute(Ask::new("y", "hold")).await;
+    soon(worker.toy.is_lent("y")).await;
+    worker.toy.finish("x", finished(1));
+    // The runtime has this thread only: nobody has told the worker yet.
+    let begun = worker.toy.holds("y").now_or_never();
+    assert!(begun.is_some(), "the thread waits");
+    let message = worker.stream.next().await;
+    assert!(
+        matches!(&message, WorkerMessage::TaskFinished(task) if task.key == Key::from("x")),
+        "{message:?}"
+    );
+    worker
+        .stream
+        .send(&[ToWorker::StealRequest {
+            key: &Key::from("y"),
+            stimulus_id: "steal-1",
+        }])
+        .await;
+    let message = worker.stream.next().await;
+    assert!(
+        matches!(&message, WorkerMessage::StealResponse { state: Some(state), .. } if *state == "executing"),
+        "{message:?}"
+    );
+    worker.toy.finish("y", finished(2));
+    let message = worker.stream.next().await;
+    assert!(
+        matches!(&message, WorkerMessage::TaskFinished(task) if task.key == Key::from("y") && task.run_id == 1),
+        "{message:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_was_lent_and_is_freed_never_runs() {
+    let mut stub = Stub::start().await;
+    let mut worker = stub.worker().await;
+    worker.compute(Ask::new("x", "hold")).await;
+    worker.compute(Ask::new("y", "raise")).await;
+    soon(worker.toy.is_lent("y")).await;
+    worker.free(&["y"]).await;
+    worker
+        .stream
+        .send(&[ToWorker::StealRequest {
+            key: &Key::from("y"),
+            stimulus_id: "steal-1",
+        }])
+        .await;
+    let message = worker.stream.next().await;
+    assert!(
+        matches!(&message, WorkerMessage::StealResponse { state: None, .. }),
+        "{message:?}"
+    );
+    worker.toy.finish("x", finished(1));
+    worker.compute(Ask::new("z", "one")).await;
+    for expected in ["x", "z"] {
+        let message = worker.stream.next().await;
+        assert!(
+            matches!(&message, WorkerMessage::TaskFinished(task) if task.key == Key::from(expected)),
+            "{message:?}"
+        );
+    }
 }
 
 #[tokio::test]
