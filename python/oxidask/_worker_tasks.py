@@ -11,10 +11,11 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import nullcontext
+from functools import partial
 from inspect import CO_COROUTINE
 from threading import get_ident
 from time import thread_time, time
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dask.base import annotate
@@ -209,6 +210,10 @@ class Runner:
             self.worker.digest_metric(("execute", prefix, label, unit), value)
 
 
+#: Code, and what tornado and `inspect.markcoroutinefunction` mark callables with.
+_COROUTINE_MARKS = ("__code__", "__tornado_coroutine__", "_is_coroutine_mark")
+
+
 def _is_coroutine(spec: Any) -> bool:
     """Say what ``spec.is_coro`` says, for plain functions at a tenth of its cost."""
     func: Any = getattr(spec, "func", None)
@@ -217,6 +222,12 @@ def _is_coroutine(spec: Any) -> bool:
         return False
     if kind is FunctionType and not func.__dict__:
         return bool(func.__code__.co_flags & CO_COROUTINE)
+    # Whatever makes a callable object one. Without them, `inspect` would go as far as
+    # making the annotations of a composed function.
+    if not isinstance(func, (MethodType, partial)) and not any(
+        hasattr(func, name) for name in _COROUTINE_MARKS
+    ):
+        return False
     return bool(spec.is_coro)
 
 

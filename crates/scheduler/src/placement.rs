@@ -21,15 +21,15 @@ const AHEAD_TASKS: f64 = 16.0;
 const AHEAD_PARTS: f64 = 4.0;
 
 /// Root tasks, per thread, that a worker of ours may have ahead, of the second kind
-/// only if their results are scalars: it runs one in microseconds.
+/// only if their results are of exact sizes: it runs one in microseconds.
 const AHEAD_TASKS_NATIVE: f64 = 256.0;
 
 /// Average bytes of a result up to which work is handed out ahead: sixteen of
 /// them are a megabyte a thread.
 const AHEAD_NBYTES: i64 = 64 << 10;
 
-/// Types of results of which other tasks may wait for many without harm.
-const SCALARS: [&str; 5] = ["NoneType", "bool", "int", "float", "str"];
+/// Types of results whose bytes are known: `sizeof` guesses those of others.
+const OF_EXACT_SIZE: [&str; 6] = ["NoneType", "bool", "int", "float", "str", "numpy.ndarray"];
 
 /// Bytes of results, per thread, that a worker of ours may have ahead.
 const AHEAD_NBYTES_NATIVE: f64 = 256.0 * 1024.0;
@@ -162,12 +162,11 @@ impl Scheduler {
             AHEAD_PARTS
         };
         let finished = prefix.count(State::Memory) + prefix.count(State::Forgotten);
-        // The size of anything else may be a guess.
-        let are_scalars = || {
+        let are_exact = || {
             let mut types = prefix.types.keys();
-            types.all(|name| SCALARS.contains(&&**name))
+            types.all(|name| OF_EXACT_SIZE.contains(&&**name))
         };
-        let ahead = if ws.is_native && (ts.dependents.is_empty() || are_scalars()) {
+        let ahead = if ws.is_native && (ts.dependents.is_empty() || are_exact()) {
             let nbytes = prefix.nbytes_total as f64 / finished.max(1) as f64;
             let by_nbytes = AHEAD_NBYTES_NATIVE / nbytes.max(1.0);
             by_nbytes.clamp(ahead, AHEAD_TASKS_NATIVE)

@@ -156,7 +156,7 @@ impl Shared {
             Outcome::Finished { value, .. } => value.nbytes,
             Outcome::Erred { .. } | Outcome::Reschedule => 0,
         };
-        self.default.done(&key.clone(), nbytes, |next| {
+        let is_half = self.default.done(&key.clone(), nbytes, |next| {
             worker.handle.executed(Executed {
                 key,
                 outcome,
@@ -164,6 +164,9 @@ impl Shared {
             });
             Some(Job::Task(Task::new(next?, self.clone())))
         });
+        if is_half {
+            worker.handle.wake();
+        }
     }
 
     /// Says how starting went; only once.

@@ -34,6 +34,8 @@ struct State {
     jobs: VecDeque<Job>,
     /// What threads may go on with, best first.
     lent: VecDeque<worker::Task>,
+    /// How many of them are left when half have begun.
+    half: usize,
     /// Bytes that may still come of it.
     nbytes: i64,
     /// Tasks that run and have seceded.
@@ -70,6 +72,7 @@ impl Jobs {
     pub(crate) fn lend(&self, tasks: VecDeque<worker::Task>, nbytes: i64) {
         let mut state = self.state();
         if !state.is_closed {
+            state.half = tasks.len() / 2;
             state.lent = tasks;
             state.nbytes = nbytes;
         }
@@ -86,13 +89,14 @@ impl Jobs {
     }
 
     /// A task is done, with a result of so many bytes. `report` is told what takes its
-    /// place, and makes a job of it. Tasks begin in the order of these reports.
+    /// place, and makes a job of it. Tasks begin in the order of these reports. True:
+    /// half of those that were lent have begun by this one.
     pub(crate) fn done(
         &self,
         key: &Key,
         nbytes: i64,
         report: impl FnOnce(Option<worker::Task>) -> Option<Job>,
-    ) {
+    ) -> bool {
         let mut state = self.state();
         state.nbytes -= nbytes;
         let leaves_place = !state.seceded.remove(key);
@@ -100,11 +104,13 @@ impl Jobs {
             true => state.lent.pop_front(),
             false => None,
         };
+        let is_half = next.is_some() && state.lent.len() == state.half;
         state.jobs.extend(report(next));
         if !state.jobs.is_empty() && state.idle_count > 0 {
             drop(state);
             self.changed.notify_one();
         }
+        is_half
     }
 
     fn try_next(&self) -> Option<Job> {

@@ -388,7 +388,7 @@ fn a_worker_of_ours_has_more_ahead_but_not_more_bytes() {
 
 /// Differs from stock, which hands out one or two at a time.
 #[test]
-fn parts_go_ahead_in_numbers_only_if_they_are_scalars() {
+fn parts_go_ahead_in_numbers_only_if_their_sizes_are_known() {
     let ahead = |kind: &str| {
         let mut env = Env::new(Config::default());
         env.command("worker alice kind=native");
@@ -411,6 +411,7 @@ fn parts_go_ahead_in_numbers_only_if_they_are_scalars() {
         env.scheduler.worker(alice).unwrap().processing.len()
     };
     assert_eq!(ahead("int"), 256);
+    assert_eq!(ahead("numpy.ndarray"), 256);
     assert_eq!(ahead("Handle"), 4);
 }
 

@@ -47,9 +47,12 @@ pub trait Executor: Send + Sync + 'static {
         0
     }
 
-    /// Lends tasks of the pool `default`, best first: whoever is done with a task may go on with the first
-    /// of these at once, and says so in [`Executed::next`]. Only until the results
-    /// have so many bytes together. What was lent before has been taken back.
+    /// Lends tasks of the pool `default`, best first: whoever is done with a task may go
+    /// on with the first of these at once, and says so in [`Executed::next`]. Only until
+    /// the results have so many bytes together. What was lent before has been taken back.
+    ///
+    /// Reports wait for a while, but no longer than until [`WorkerHandle::wake`], which
+    /// is called when half of the tasks have begun.
     fn lend(&self, tasks: VecDeque<Task>, nbytes: i64) {
         let _ = (tasks, nbytes);
     }

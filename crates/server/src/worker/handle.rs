@@ -26,6 +26,11 @@ impl WorkerHandle {
         self.shell.report(Report::Executed(executed));
     }
 
+    /// What was reported is not to wait any longer.
+    pub fn wake(&self) {
+        self.shell.wake();
+    }
+
     /// A task called `secede()` after so many seconds.
     pub fn seceded(&self, key: Key, compute_duration: f64, stimulus_id: Option<Str>) {
         self.shell.report(Report::Seceded {

@@ -215,8 +215,13 @@ impl ShellHandle {
         let is_urgent = report.is_urgent();
         let _ = self.reports.send(report);
         if is_urgent {
-            self.urgent.notify_one();
+            self.wake();
         }
+    }
+
+    /// Reports are not to wait any longer.
+    pub(super) fn wake(&self) {
+        self.urgent.notify_one();
     }
 
     /// Asks `op` of another server. An answer that reports an error is a value
