@@ -234,6 +234,23 @@ fn without_recipient_a_worker_stays() {
     );
 }
 
+/// The word that a worker runs is still under way when it is to retire, and it has to
+/// stay: nothing would run on it any more. Found by the simulator, seeds 39855 and 23730.
+#[test]
+fn a_worker_that_has_just_registered_runs_on_if_it_cannot_retire() {
+    let mut env = Env::new();
+    env.add_client("client");
+    let a = env.add_worker(A);
+    env.set_status(a, Status::Init);
+    scatter(&mut env, "x", A);
+    env.take();
+    env.request("retire_workers", retire(&[A]));
+    assert_eq!(
+        kinds(&env.take_to_workers()),
+        ["tcp://a:1: closing_gracefully", "tcp://a:1: running"]
+    );
+}
+
 #[test]
 fn several_workers_retire_at_once_onto_the_rest() {
     let mut env = Env::new();

@@ -89,13 +89,12 @@ impl Retirements {
             let Some(ws) = scheduler.worker(worker) else {
                 continue;
             };
-            // One that retires already, or has not heard yet that it cannot, must not be
-            // left closing for ever, if it has to stay; on stock it is.
-            let previous = if ws.status == Status::ClosingGracefully {
-                Status::Running
-            } else {
-                ws.status
-            };
+            // If it has to stay, one that retires already, or has not heard yet that it
+            // cannot, must not be left closing for ever, nor one that has registered and
+            // whose word that it runs is still under way be told that it does not. On
+            // stock both are.
+            let runs_on = matches!(ws.status, Status::ClosingGracefully | Status::Init);
+            let previous = if runs_on { Status::Running } else { ws.status };
             retiring.push(Retiring {
                 worker,
                 address: ws.address.clone(),
