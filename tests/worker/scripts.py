@@ -369,6 +369,7 @@ class Script:
         event["now"] = stock.CLOCK.now
         self.events.append(self.plain(event))
         self.ws.data_log.clear()
+        denied = self.denied(event)
         try:
             instructions = self.ws.handle_stimulus(self.stimulus(event))
         except Exception as error:
@@ -382,7 +383,7 @@ class Script:
         ]
         for value in instructions:
             assert value.stimulus_id == event["stimulus_id"]
-        self.steps.append([step, list(self.ws.data_log)])
+        self.steps.append([denied + step, list(self.ws.data_log)])
         for name, *fields in step:
             if name == "Execute":
                 [key] = fields
@@ -396,6 +397,17 @@ class Script:
             except Exception as error:
                 self.invalid = failed_check(error)
                 self.is_over = True
+
+    def denied(self, event: dict[str, Any]) -> list[list[str]]:
+        """What the core says and stock does not, so that nobody waits for ever: that
+        something is missing which the scheduler believes to be here."""
+        if event["event"] != "RefreshWhoHasEvent":
+            return []
+        return [
+            ["release-worker-data", key]
+            for key, holders in event["who_has"]
+            if ADDRESS in holders and self.state_of(key) == "missing"
+        ]
 
     def stimulus(self, event: dict[str, Any]) -> wsm.StateMachineEvent:
         """Stock's own form of an event."""

@@ -7,6 +7,8 @@ state of every task and, for some scripts, the whole transition log. ``to_gather
 of ``GatherDep`` is a set in stock, so the order of its keys is compared with the
 order in which stock selected them.
 
+What the core says beyond stock is in ``Script.denied``.
+
 Where stock raises, the core must fail as well, for a like reason; the script ends
 there, since nothing holds after that. The two exceptions are in
 ``scripts.stock_bug``, which ends one orderly script in thirteen: there the core has

@@ -64,6 +64,11 @@ pub enum Event {
         /// Which.
         keys: Vec<Key>,
     },
+    /// Somebody asked for values that are not here. The scheduler may believe that they are.
+    DataMissing {
+        /// Which.
+        keys: Vec<Key>,
+    },
     /// A task called `secede()`.
     Secede {
         /// Which.

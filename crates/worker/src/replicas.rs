@@ -5,7 +5,7 @@ use oxidask_wire::{Key, Str};
 use crate::error::Error;
 use crate::event::Insertion;
 use crate::id::PeerId;
-use crate::instruction::{RequestRefreshWhoHasMsg, SendMessageToScheduler};
+use crate::instruction::{ReleaseWorkerDataMsg, RequestRefreshWhoHasMsg, SendMessageToScheduler};
 use crate::priority::Priority;
 use crate::sets::IdSet;
 use crate::task::State;
@@ -101,6 +101,31 @@ impl WorkerState {
         }
     }
 
+    /// A peer asked for what is not here: it was told so by the scheduler, now or a
+    /// while ago.
+    pub(crate) fn data_missing(&mut self, keys: Vec<Key>, cx: &mut Cx<'_>) {
+        for key in keys {
+            let task = self.tasks.find(&key);
+            if !task.is_some_and(|task| self.tasks[task].has_data) {
+                self.deny(key, cx);
+            }
+        }
+    }
+
+    /// Tells the scheduler that a value is not here.
+    ///
+    /// It may believe so for ever: a client reports what it scattered to a worker that
+    /// has gone since, and this one has its address. On stock whoever needs such data
+    /// asks for it again and again.
+    fn deny(&self, key: Key, cx: &mut Cx<'_>) {
+        cx.send(SendMessageToScheduler::ReleaseWorkerData(
+            ReleaseWorkerDataMsg {
+                key,
+                stimulus_id: cx.stimulus_id.clone(),
+            },
+        ));
+    }
+
     /// `acquire-replicas`: fetches what is not here.
     pub(crate) fn acquire_replicas(
         &mut self,
@@ -120,13 +145,17 @@ impl WorkerState {
     }
 
     /// `refresh-who-has`.
-    pub(crate) fn refresh_who_has(&mut self, who_has: &[(Key, Vec<Str>)]) {
+    pub(crate) fn refresh_who_has(&mut self, who_has: &[(Key, Vec<Str>)], cx: &mut Cx<'_>) {
         self.update_who_has(who_has);
-        for (key, _) in who_has {
+        for (key, addresses) in who_has {
             let Some(task) = self.tasks.find(key) else {
                 continue;
             };
             let ts = &self.tasks[task];
+            let own_address = &**self.peers.own_address();
+            if ts.state == State::Missing && addresses.iter().any(|to| *to == *own_address) {
+                self.deny(key.clone(), cx);
+            }
             if ts.state == State::Missing && !ts.who_has.is_empty() {
                 self.recommend(task, Recommendation::Fetch);
             } else if ts.state == State::Fetch && ts.who_has.is_empty() {

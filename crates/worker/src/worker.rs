@@ -153,7 +153,7 @@ impl WorkerState {
                 Ok(())
             }
             Event::RefreshWhoHas { who_has } => {
-                self.refresh_who_has(&who_has);
+                self.refresh_who_has(&who_has, cx);
                 Ok(())
             }
             Event::RemoveWorker { worker } => {
@@ -171,6 +171,10 @@ impl WorkerState {
             }
             Event::DataLost { keys } => {
                 self.data_lost(&keys, cx);
+                Ok(())
+            }
+            Event::DataMissing { keys } => {
+                self.data_missing(keys, cx);
                 Ok(())
             }
             Event::Secede {

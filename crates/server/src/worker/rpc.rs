@@ -233,7 +233,7 @@ impl Shell {
         if limit.is_some_and(|limit| self.metrics.transfer_outgoing_count >= limit) {
             return None;
         }
-        let (mut values, mut coming) = (Vec::new(), Vec::new());
+        let (mut values, mut coming, mut missing) = (Vec::new(), Vec::new(), Vec::new());
         let mut nbytes = 0;
         let mut reads = Reads::default();
         for key in keys {
@@ -242,11 +242,18 @@ impl Shell {
                     self.count_read(&mut reads, &input);
                     values.push(outgoing(key.clone(), input));
                 }
-                Wanted::Missing => continue,
+                Wanted::Missing => {
+                    missing.push(key.clone());
+                    continue;
+                }
                 wanted @ Wanted::Coming(_) => coming.push((key.clone(), wanted)),
             }
             let ts = self.core.find_task(key);
             nbytes += ts.and_then(|ts| ts.nbytes).unwrap_or(0);
+        }
+        if !missing.is_empty() {
+            let event = Event::DataMissing { keys: missing };
+            self.stimulus(Stimulus::new(stimulus_id("get-data"), event));
         }
         self.metrics.get_data_reads(reads);
         self.metrics.transfer_outgoing_count += 1;

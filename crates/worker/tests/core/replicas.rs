@@ -107,6 +107,29 @@ fn the_worker_is_never_its_own_peer() {
     assert_eq!(env.state("r"), Some(State::Missing));
 }
 
+/// The worker that had the address before has had the data. Found by the simulator,
+/// seeds 709867, 712764, 709637 and 21199.
+#[test]
+fn the_scheduler_hears_that_something_is_not_here() {
+    let mut env = Env::with_threads(1);
+    env.compute(Task::new("x").needs("s", &[ADDRESS]));
+    assert_eq!(env.state("s"), Some(State::Missing));
+    let claim = |key| Event::RefreshWhoHas {
+        who_has: vec![(Key::from(key), vec![Str::from(ADDRESS)])],
+    };
+    assert_eq!(env.send(claim("s")), ["release-worker-data s"]);
+    // A peer was told the same.
+    env.send(scatter("t"));
+    let asked = Event::DataMissing {
+        keys: vec![Key::from("unknown"), Key::from("s"), Key::from("t")],
+    };
+    assert_eq!(
+        env.send(asked),
+        ["release-worker-data unknown", "release-worker-data s"]
+    );
+    assert!(env.send(claim("t")).is_empty());
+}
+
 #[test]
 fn peers_that_have_nothing_are_forgotten() {
     let mut env = Env::with_threads(1);
