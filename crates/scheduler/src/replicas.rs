@@ -101,11 +101,20 @@ impl Scheduler {
         }
         // What a copy of an actor is good for nobody knows: with its worker it is lost.
         let was_actor = self.workers[worker].actors.remove(task);
-        if was_actor || self.tasks[task].who_has.is_empty() {
-            self.recommend(task, State::Released);
-            self.transitions(cx);
-            self.queue_slots_maybe_opened(cx);
+        if !was_actor && !self.tasks[task].who_has.is_empty() {
+            return;
         }
+        // Data without a recipe is lost, as with its worker. On stock what is to be
+        // computed from it waits for it as for something that can be computed again.
+        let is_lost = self.is_data(task) && !was_actor;
+        let next = if is_lost {
+            State::Forgotten
+        } else {
+            State::Released
+        };
+        self.recommend(task, next);
+        self.transitions(cx);
+        self.queue_slots_maybe_opened(cx);
     }
 
     /// Data that entered from outside.

@@ -23,6 +23,27 @@ empty
     );
 }
 
+/// It cannot be computed again, and neither can what needs it.
+#[test]
+fn scattered_data_that_its_worker_has_lost_is_lost() {
+    check(
+        "
+worker alice
+client c
+scatter c d alice
+  < c memory d already
+submit c y: y <- d
+  > alice compute y
+  < c memory d already
+drop alice d
+  < c cancelled d (already forgotten)
+  > alice free y
+  < c cancelled y (already forgotten)
+empty
+",
+    );
+}
+
 #[test]
 fn only_wanted_keys_are_reported() {
     check(
