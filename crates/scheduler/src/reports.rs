@@ -11,6 +11,10 @@ use crate::scheduler::{Cx, Scheduler};
 use crate::task::{State, TaskFailure, TaskRecord};
 use crate::transitions::Detail;
 
+/// What a worker calls the run of a task that it was not asked to compute:
+/// `RUN_ID_SENTINEL` in distributed.
+const NO_RUN: i64 = -1;
+
 /// A `task-finished` report without the task.
 #[derive(Debug)]
 pub(crate) struct Finished {
@@ -97,6 +101,9 @@ impl Scheduler {
             return;
         };
         let ts = &mut self.tasks[task];
+        if ts.state == State::Memory && run_id == NO_RUN {
+            return self.input_erred(worker, task, failure, cx);
+        }
         if ts.state != State::Processing {
             return;
         }
@@ -127,6 +134,39 @@ impl Scheduler {
             let worker = Some(worker);
             self.transition(task, State::Erred, Detail::Failed { failure, worker }, cx);
         }
+        self.transitions(cx);
+        self.queue_slots_maybe_opened(cx);
+    }
+
+    /// A worker cannot make use of a result that it has fetched: what it was to compute
+    /// from it fails for that reason. On stock it stays in `processing` for ever.
+    fn input_erred(
+        &mut self,
+        worker: WorkerId,
+        task: TaskId,
+        failure: TaskFailure,
+        cx: &mut Cx<'_>,
+    ) {
+        let ts = &self.tasks[task];
+        if self.workers.get(worker).is_none() || ts.who_has.contains(worker) {
+            return;
+        }
+        let mut waiting: Vec<TaskId> = ts.dependents.iter().collect();
+        waiting.retain(|&dependent| self.tasks[dependent].processing_on == Some(worker));
+        let failure = Arc::new(failure);
+        for dependent in waiting {
+            let dts = &mut self.tasks[dependent];
+            if dts.retries > 0 {
+                dts.retries -= 1;
+                self.transition(dependent, State::Waiting, Detail::None, cx);
+            } else {
+                let failure = failure.clone();
+                let worker = Some(worker);
+                let detail = Detail::Failed { failure, worker };
+                self.transition(dependent, State::Erred, detail, cx);
+            }
+        }
+        cx.free_key(worker, &self.tasks[task].key);
         self.transitions(cx);
         self.queue_slots_maybe_opened(cx);
     }

@@ -44,6 +44,36 @@ empty
     );
 }
 
+/// Such as one whose module is not installed there. Nobody else is concerned.
+#[test]
+fn what_needs_a_result_that_a_worker_cannot_read_fails_there() {
+    check(
+        "
+worker alice
+worker bob
+client c
+submit c x: x | workers=alice
+  > alice compute x
+finish alice x
+  < c memory x
+submit c y: y <- x | workers=bob
+  > bob compute y
+  < c memory x already
+submit c z: z <- x | workers=alice
+  > alice compute z
+  < c memory x already
+err bob x run=-1
+  < c erred y x-failed
+  > bob free x
+states
+  = x=memory@alice y=erred z=processing@alice
+err alice x run=-1
+states
+  = x=memory@alice y=erred z=processing@alice
+",
+    );
+}
+
 #[test]
 fn only_wanted_keys_are_reported() {
     check(
