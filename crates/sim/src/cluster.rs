@@ -1,5 +1,6 @@
 //! A cluster: what is there, and what will happen to it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
@@ -133,8 +134,8 @@ pub(crate) enum AtWorker {
     RetryBusy { address: Arc<str> },
     /// A client puts a value here.
     Scatter { client: usize, task: usize },
-    /// Enough memory again.
-    Unpause,
+    /// Its memory is looked at.
+    ObserveMemory,
 }
 
 /// What a peer answers.
@@ -205,6 +206,8 @@ pub(crate) struct Tally {
     pub(crate) begun: Vec<u32>,
     /// Runs that were sent to workers.
     pub(crate) sent: Vec<u32>,
+    /// Numbers of runs that began.
+    pub(crate) run_ids: HashSet<i64>,
     /// Sent again for a reason that is the task's own or stealing's.
     pub(crate) explained: Vec<u32>,
     /// Steps that may be why a task runs again.
@@ -247,6 +250,7 @@ impl<'a> Cluster<'a> {
             tally: Tally {
                 begun: vec![0; count],
                 sent: vec![0; count],
+                run_ids: HashSet::new(),
                 explained: vec![0; count],
                 disturbances: 0,
                 deaths: 0,

@@ -1,6 +1,6 @@
 //! The steps of a plan.
 
-use oxidask_scheduler::{Event, Status};
+use oxidask_scheduler::Event;
 
 use crate::cluster::{AtWorker, Cluster, Happening, Submission};
 use crate::plan::Action;
@@ -108,13 +108,13 @@ impl Cluster<'_> {
                 }
             }
             Action::Pause { machine, time } => {
-                if let Some(worker) = self.ready(*machine)
-                    && self.workers[worker].status == Status::Running
-                {
-                    self.set_status(worker, Status::Paused);
-                    let what = AtWorker::Unpause;
-                    self.agenda
-                        .after(*time, Happening::AtWorker { worker, what });
+                if let Some(worker) = self.ready(*machine) {
+                    let until = self.agenda.now + time;
+                    let node = &mut self.workers[worker];
+                    node.short_until = node.short_until.max(until);
+                    self.observe_memory(worker);
+                    let what = AtWorker::ObserveMemory;
+                    self.agenda.at(until, Happening::AtWorker { worker, what });
                 }
             }
             Action::Cut { from, to, time } => {
@@ -189,9 +189,9 @@ impl Cluster<'_> {
         self.cuts.clear();
         for worker in 0..self.workers.len() {
             self.thaw(worker);
-            let node = &self.workers[worker];
-            if node.is_alive && node.status == Status::Paused {
-                self.set_status(worker, Status::Running);
+            self.workers[worker].short_until = 0;
+            if self.workers[worker].is_alive {
+                self.observe_memory(worker);
             }
         }
         self.start(self.plan.machines.len(), false);

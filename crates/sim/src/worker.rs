@@ -40,6 +40,8 @@ pub(crate) struct WorkerNode {
     pub(crate) status: Status,
     pub(crate) is_alive: bool,
     pub(crate) is_frozen: bool,
+    /// Its memory is short until then.
+    pub(crate) short_until: Micros,
     /// What came while it stood still.
     pub(crate) inbox: VecDeque<AtWorker>,
     /// What is sent on the stream is lost.
@@ -128,6 +130,7 @@ impl Cluster<'_> {
             status: Status::Init,
             is_alive: true,
             is_frozen: false,
+            short_until: 0,
             inbox: VecDeque::new(),
             is_cut_off: false,
             up: link(0),
@@ -219,11 +222,7 @@ impl Cluster<'_> {
                 };
                 self.agenda.after(delay, answer);
             }
-            AtWorker::Unpause => {
-                if node.status == Status::Paused {
-                    self.set_status(worker, Status::Running);
-                }
-            }
+            AtWorker::ObserveMemory => self.observe_memory(worker),
         }
     }
 
@@ -245,7 +244,7 @@ impl Cluster<'_> {
             | AtWorker::Acknowledged
             | AtWorker::RetryBusy { .. }
             | AtWorker::Scatter { .. }
-            | AtWorker::Unpause => {}
+            | AtWorker::ObserveMemory => {}
         }
     }
 
@@ -397,6 +396,17 @@ impl Cluster<'_> {
         self.stimulus_with(worker, stimulus_id.into(), event, IndexMap::new());
     }
 
+    /// `Shell::observe_memory` of the server.
+    pub(crate) fn observe_memory(&mut self, worker: usize) {
+        let node = &self.workers[worker];
+        let is_short = self.agenda.now < node.short_until;
+        if node.status == Status::Running && is_short {
+            self.set_status(worker, Status::Paused);
+        } else if node.status == Status::Paused && !is_short {
+            self.set_status(worker, Status::Running);
+        }
+    }
+
     fn asked_status(&mut self, worker: usize, status: Status, stimulus_id: &StimulusId) {
         let current = self.workers[worker].status;
         let is_any_running = matches!(
@@ -437,6 +447,7 @@ impl Cluster<'_> {
             },
         );
         self.worker_event(worker, "find-missing", Event::FindMissing);
+        self.observe_memory(worker);
         self.schedule_beat(worker);
     }
 
@@ -486,6 +497,10 @@ impl Cluster<'_> {
             }
             inputs.extend(input);
         }
+        assert!(
+            self.tally.run_ids.insert(run_id),
+            "run {run_id} of {key} begins twice"
+        );
         node.core.set_start_time(&key, now);
         let submitted = task.submits.last().map(|&submitted| self.values[submitted]);
         let value = reference::value(number, task, &inputs, submitted);
@@ -700,9 +715,17 @@ impl Cluster<'_> {
             (Answer::Busy, None)
         } else {
             node.outgoing += 1;
-            let keys = gather.to_gather.iter();
-            let data = keys.filter_map(|key| Some((key.clone(), *node.store.get(key)?)));
-            (Answer::Data(data.collect()), Some(worker))
+            let (mut data, mut keys) = (Vec::new(), Vec::new());
+            for key in &gather.to_gather {
+                match node.store.get(key) {
+                    Some(&value) => data.push((key.clone(), value)),
+                    None => keys.push(key.clone()),
+                }
+            }
+            if !keys.is_empty() {
+                self.worker_event(worker, "get-data", Event::DataMissing { keys });
+            }
+            (Answer::Data(data), Some(worker))
         };
         self.send_aside(
             from,
