@@ -62,9 +62,12 @@ impl Scheduler {
                 cx.free_key(worker, &ts.key);
             }
             State::Waiting | State::Processing | State::Memory if ts.run_id != run_id => {
+                // A worker that was sent an earlier run has been told to free it. Since then
+                // it may have been told to fetch the result, and to say it again would
+                // leave what it is to compute from it waiting for ever, as on stock.
                 if ts.processing_on == Some(worker) {
                     self.recommend(task, State::Released);
-                } else {
+                } else if !self.is_input_on(task, worker) {
                     cx.free_key(worker, &ts.key);
                 }
             }
@@ -86,6 +89,12 @@ impl Scheduler {
                 );
             }
         }
+    }
+
+    /// Whether something that a worker is to compute needs a task.
+    fn is_input_on(&self, task: TaskId, worker: WorkerId) -> bool {
+        let mut dependents = self.tasks[task].dependents.iter();
+        dependents.any(|dependent| self.tasks[dependent].processing_on == Some(worker))
     }
 
     pub(crate) fn task_erred(
@@ -160,6 +169,7 @@ impl Scheduler {
                 dts.retries -= 1;
                 self.transition(dependent, State::Waiting, Detail::None, cx);
             } else {
+                cx.free_key(worker, &dts.key);
                 let failure = failure.clone();
                 let worker = Some(worker);
                 let detail = Detail::Failed { failure, worker };

@@ -201,7 +201,18 @@ impl Scheduler {
                 stimulus_id: cx.stimulus_id.clone(),
             });
         }
+        // Something else may have been recommended for it after what needed it was
+        // forgotten. (Stock keeps it for ever.)
+        let is_left = matches!(finish, State::Released | State::Erred)
+            && ts.recommended == NOT_RECOMMENDED
+            && ts.dependents.is_empty()
+            && !ts.is_wanted();
         let group = ts.group;
+        if is_left {
+            let recommendations = &mut self.recommendations;
+            self.tasks[task].recommended = recommendations.stack.len() as u32;
+            recommendations.stack.push((task, State::Forgotten));
+        }
         self.mirror_transition(task, start, cx);
         if finish == State::Forgotten {
             self.release_forgotten(task);

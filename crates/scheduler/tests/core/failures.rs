@@ -1,6 +1,8 @@
 //! Failing tasks, retries, cancellation.
 
-use crate::env::check;
+use oxidask_scheduler::Config;
+
+use crate::env::{check, check_with};
 
 #[test]
 fn a_failure_is_blamed_on_its_cause() {
@@ -44,6 +46,65 @@ empty
     );
 }
 
+/// Its report of a run that nobody wants any more comes after it was told to fetch the
+/// result of another run. Found by the simulator, seed 201017937.
+#[test]
+fn a_late_report_does_not_take_an_input_away() {
+    check(
+        "
+worker alice
+worker bob
+client c
+submit c x: x | workers=alice
+  > alice compute x
+release c x
+  > alice free x
+submit c x: x | workers=bob
+  > bob compute x
+finish bob x
+  < c memory x
+finish alice x run=1
+  > alice free x
+submit c y: y <- x | workers=alice
+  > alice compute y
+  < c memory x already
+finish alice x run=1
+",
+    );
+}
+
+/// It fails while what it was needed for is lost. Found by the simulator, seed 205015508.
+#[test]
+fn a_failure_that_nobody_cares_for_any_more_is_forgotten() {
+    let config = Config {
+        allowed_failures: 0,
+        ..Config::default()
+    };
+    check_with(
+        config,
+        "
+worker alice nthreads=2
+client c
+scatter c d alice
+  < c memory d already
+submit c y a z: x; y; a <- x; b <- y a; z <- b d
+  > alice compute y
+  > alice compute x
+  < c memory d already
+lose alice
+  < c erred y KilledWorker
+  ~ Task y marked as failed because 1 workers died while trying to run it
+  ~ Task x marked as failed because 1 workers died while trying to run it
+  ~ Removing worker 'tcp://alice:1' caused the cluster to lose scattered data, which can't be recovered:
+  < c cancelled d (already forgotten)
+  < c cancelled z (already forgotten)
+  < c erred a KilledWorker
+release c y a
+empty
+",
+    );
+}
+
 /// Such as one whose module is not installed there. Nobody else is concerned.
 #[test]
 fn what_needs_a_result_that_a_worker_cannot_read_fails_there() {
@@ -63,6 +124,7 @@ submit c z: z <- x | workers=alice
   > alice compute z
   < c memory x already
 err bob x run=-1
+  > bob free y
   < c erred y x-failed
   > bob free x
 states
