@@ -107,10 +107,13 @@ impl Scheduler {
         cx: &mut Cx<'_>,
     ) {
         let Some(task) = self.tasks.find(&failure.cause) else {
+            if run_id == NO_RUN && self.workers.get(worker).is_some() {
+                cx.free_key(worker, &failure.cause);
+            }
             return;
         };
         let ts = &mut self.tasks[task];
-        if ts.state == State::Memory && run_id == NO_RUN {
+        if run_id == NO_RUN && ts.processing_on != Some(worker) {
             return self.input_erred(worker, task, failure, cx);
         }
         if ts.state != State::Processing {

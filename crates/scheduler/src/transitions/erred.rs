@@ -15,9 +15,13 @@ impl Scheduler {
             State::Queued => self.leave_queue(task),
             State::NoWorker => self.leave_unrunnable(task),
             State::Processing => {
-                self.tasks[task].awaits_bundle = false;
+                let was_sent = !take(&mut self.tasks[task].awaits_bundle);
                 self.stop_acting(task);
-                self.exit_processing(task);
+                let worker = self.exit_processing(task);
+                // An input has failed meanwhile: its worker computes it for nobody.
+                if let (Detail::None, Some(worker), true) = (&detail, worker, was_sent) {
+                    cx.free_key(worker, &self.tasks[task].key);
+                }
             }
             State::Released | State::Waiting | State::Memory | State::Erred | State::Forgotten => {
                 unreachable!("only active tasks err here")

@@ -60,7 +60,8 @@ impl Scheduler {
     /// that has failed at the same time.
     pub(super) fn memory_erred(&mut self, task: TaskId, cx: &mut Cx<'_>) {
         // Stock prepares `free-keys` and failures of all dependents here and then
-        // drops them: only the waiters fail, and holders are not told.
+        // drops them: only the waiters fail, and holders keep what they have.
+        self.free_on_holders(task, cx);
         let holders = self.tasks[task].who_has.clone();
         for worker in &holders {
             self.workers[worker].actors.remove(task);

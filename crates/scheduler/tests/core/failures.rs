@@ -129,6 +129,8 @@ err bob x run=-1
   > bob free x
 states
   = x=memory@alice y=erred z=processing@alice
+err bob unknown run=-1
+  > bob free unknown
 err alice x run=-1
 states
   = x=memory@alice y=erred z=processing@alice
