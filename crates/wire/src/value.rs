@@ -183,6 +183,9 @@ const PICKLE_HEADER: &[u8] = b"\x86\xaaserializer\xa6pickle\xa9writeable\x90\
 const ERROR_HEADER: &[u8] = b"\x85\xaaserializer\xa5error\xb4split-num-sub-frames\x91\x01\
     \xadsplit-offsets\x91\0\xabcompression\x91\xc0\xaenum-sub-frames\x01";
 
+/// Sub-header of a value that never leaves this process.
+const REFERENCE_HEADER: &[u8] = b"\x82\xaaserializer\xa9reference\xaenum-sub-frames\x01";
+
 impl Value {
     /// Text of a str, also of a str key.
     pub fn as_str(&self) -> Option<&str> {
@@ -531,6 +534,23 @@ impl Serialized {
         }
     }
 
+    /// A value that stays where it is: the frame keeps it alive and says which it is.
+    /// Means something to peers in this process only.
+    pub fn reference(frame: Bytes) -> Self {
+        Self {
+            header: Bytes::from_static(REFERENCE_HEADER),
+            frames: SmallVec::from_iter([frame]),
+        }
+    }
+
+    /// The frame of a [`reference`](Self::reference).
+    pub fn as_reference(&self) -> Option<&Bytes> {
+        match &self.frames[..] {
+            [frame] if is_reference_header(&self.header) => Some(frame),
+            _ => None,
+        }
+    }
+
     /// The sub-header as a map.
     ///
     /// # Errors
@@ -546,9 +566,13 @@ impl Serialized {
         Ok(header.take("serializer").and_then(Value::into_str))
     }
 
-    /// A copy that shares no buffer with the message it came in.
+    /// A copy that shares no buffer with the message it came in. A reference is still
+    /// the same one: only its own frame keeps the value.
     #[must_use]
     pub fn detached(&self) -> Self {
+        if self.as_reference().is_some() {
+            return self.clone();
+        }
         Self {
             header: Bytes::copy_from_slice(&self.header),
             frames: self
@@ -558,6 +582,11 @@ impl Serialized {
                 .collect(),
         }
     }
+}
+
+/// Whether the frame after this one is that of a [`Serialized::reference`].
+pub fn is_reference_header(frame: &[u8]) -> bool {
+    frame == REFERENCE_HEADER
 }
 
 impl Pickled {

@@ -267,3 +267,22 @@ fn compressed_values_hold_the_same_frames() {
     };
     assert!(wrong.compressed(Compression::Lz4).is_err());
 }
+
+/// Only the frame itself keeps what it stands for, so that no copy may take its place.
+#[test]
+fn a_reference_keeps_its_frame() {
+    let frame = Bytes::from(vec![1; 8]);
+    let reference = Value::from(Serialized::reference(frame.clone()));
+    let message = oxidask_wire::map! { "data" => reference };
+    let decoded = decode(&encode(&Value::Map(message))).unwrap();
+    let mut decoded = decoded.detached().into_map().unwrap();
+    let decoded = decoded.take("data").unwrap();
+    let Value::Serialized(decoded) = decoded else {
+        panic!("expected a serialised value, got {decoded:?}");
+    };
+    let kept = decoded.as_reference().unwrap();
+    assert_eq!(kept.as_ptr(), frame.as_ptr());
+    assert_eq!(decoded.serializer().unwrap().unwrap(), "reference");
+    let copied = Serialized::of_bytes(frame);
+    assert_eq!(copied.as_reference(), None);
+}

@@ -426,6 +426,7 @@ pub(super) fn outgoing(key: Key, input: Input) -> Outgoing {
 /// share with everything else that arrived at the time.
 pub(super) fn compact(value: Value) -> Value {
     match value {
+        Value::Serialized(value) if value.as_reference().is_some() => Value::Serialized(value),
         Value::Serialized(value) => Value::from(Serialized {
             header: compact_frame(&value.header),
             frames: value.frames.iter().map(compact_frame).collect(),
