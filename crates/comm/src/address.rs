@@ -16,6 +16,8 @@ pub enum Scheme {
     Ws,
     /// WebSocket inside TLS.
     Wss,
+    /// Channels within this process.
+    Inproc,
 }
 
 impl Scheme {
@@ -26,12 +28,13 @@ impl Scheme {
             Self::Tls => "tls",
             Self::Ws => "ws",
             Self::Wss => "wss",
+            Self::Inproc => "inproc",
         }
     }
 
     /// By its name.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Tcp, Self::Tls, Self::Ws, Self::Wss]
+        [Self::Tcp, Self::Tls, Self::Ws, Self::Wss, Self::Inproc]
             .into_iter()
             .find(|scheme| scheme.name() == name)
     }
@@ -47,9 +50,10 @@ impl Scheme {
 pub struct Address {
     /// Transport.
     pub scheme: Scheme,
-    /// Host name or IP without brackets; empty is every interface.
+    /// Host name or IP without brackets; empty is every interface. Of `inproc` all that
+    /// follows the scheme, such as `10.0.0.3/4711/1`.
     pub host: String,
-    /// Port; 0 lets the system choose when listening.
+    /// Port; 0 lets the system choose when listening. `inproc` has none.
     pub port: u16,
 }
 
@@ -58,7 +62,7 @@ impl Address {
     /// `default_scheme` (`distributed.comm.default-scheme`) holds.
     ///
     /// # Errors
-    /// An unknown scheme (`inproc` and `ucx` among them) or a malformed port.
+    /// An unknown scheme (`ucx` among them) or a malformed port.
     pub fn parse(text: &str, default_scheme: Scheme) -> Result<Self> {
         Self::parse_with_port(text, default_scheme, None)
     }
@@ -81,9 +85,8 @@ impl Address {
             Some((name, location)) => {
                 let scheme = Scheme::from_name(name).ok_or_else(|| {
                     error(match name {
-                        "inproc" => "in-process connections cannot leave a Python process",
                         "ucx" => "ucx is not supported",
-                        _ => "unknown scheme, expected tcp, tls, ws or wss",
+                        _ => "unknown scheme, expected tcp, tls, ws, wss or inproc",
                     })
                 })?;
                 (scheme, location)
@@ -92,6 +95,14 @@ impl Address {
         let location = match scheme {
             Scheme::Ws | Scheme::Wss => location.trim_end_matches('/'),
             Scheme::Tcp | Scheme::Tls => location,
+            Scheme::Inproc if location.is_empty() => return Err(error("missing name")),
+            Scheme::Inproc => {
+                return Ok(Self {
+                    scheme,
+                    host: location.to_owned(),
+                    port: 0,
+                });
+            }
         };
         let (host, port) = if let Some(rest) = location.strip_prefix('[') {
             let (host, rest) = rest.split_once(']').ok_or_else(|| error("missing `]`"))?;
@@ -134,6 +145,14 @@ impl Address {
         self.host.parse().ok()
     }
 
+    /// Whether both are on one host, as far as addresses tell.
+    pub fn is_same_host(&self, other: &Self) -> bool {
+        match (self.scheme, other.scheme) {
+            (Scheme::Inproc, Scheme::Inproc) => true,
+            _ => self.host == other.host,
+        }
+    }
+
     /// True for every interface (`0.0.0.0`, `::` or empty).
     pub fn is_wildcard(&self) -> bool {
         self.host.is_empty() || self.ip().is_some_and(|ip| ip.is_unspecified())
@@ -144,7 +163,7 @@ impl Address {
     /// # Errors
     /// An unknown host.
     pub async fn resolve(&self) -> Result<Self> {
-        if self.ip().is_some() {
+        if self.ip().is_some() || self.scheme == Scheme::Inproc {
             return Ok(self.clone());
         }
         let socket = self.socket_addresses().await?[0];
@@ -190,7 +209,9 @@ impl Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.scheme.name();
-        if self.host.contains(':') {
+        if self.scheme == Scheme::Inproc {
+            write!(f, "{name}://{}", self.host)
+        } else if self.host.contains(':') {
             write!(f, "{name}://[{}]:{}", self.host, self.port)
         } else {
             write!(f, "{name}://{}:{}", self.host, self.port)

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::connection::{ByteStream, Reader, Writer};
 use crate::listener::check_encryption;
-use crate::{Address, Connection, Error, Options, Result, Scheme, tcp, tls, ws};
+use crate::{Address, Connection, Error, Options, Result, Scheme, local, tcp, tls, ws};
 
 /// Which end of a connection this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +84,9 @@ fn jitter() -> f64 {
 }
 
 async fn attempt(address: &Address, options: &Options) -> Result<Opened> {
+    if address.scheme == Scheme::Inproc {
+        return Ok(Opened::of_local(local::connect(address)?));
+    }
     let mut failure = None;
     for socket in address.socket_addresses().await? {
         match TcpStream::connect(socket).await {
@@ -110,6 +113,15 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
+    pub(crate) fn of_local(end: local::End) -> Self {
+        Self {
+            reader: Reader::of_local(end.reader),
+            writer: Writer::of_local(end.writer),
+            local: end.local,
+            peer: end.peer,
+        }
+    }
+
     pub(crate) async fn establish(self, options: &Options) -> Result<Connection> {
         Connection::establish(self.reader, self.writer, self.local, self.peer, options).await
     }
@@ -142,6 +154,7 @@ pub(crate) async fn open(
             let stream = encrypt(stream, &peer, side, options).await?;
             ws::open(stream, &peer, side, options).await?
         }
+        Scheme::Inproc => unreachable!("there is no socket within a process"),
     };
     Ok(Opened {
         reader,

@@ -12,6 +12,7 @@ use oxidask_wire::handshake::{Handshake, Negotiated};
 use oxidask_wire::{Frames, Value, message};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::local::{LocalReader, LocalWriter};
 use crate::ws::{WsReader, WsWriter};
 use crate::{Address, Error, Options, Result};
 
@@ -56,7 +57,7 @@ impl Connection {
         options: &Options,
     ) -> Result<Self> {
         let mut handshake = options.handshake.clone();
-        if local.host == peer.host {
+        if local.is_same_host(&peer) {
             handshake.compression = None;
         }
         writer.write(&handshake.encode()).await?;
@@ -127,6 +128,7 @@ enum ReaderKind {
         decoder: frame::Decoder,
     },
     WebSocket(WsReader),
+    Local(LocalReader),
 }
 
 impl std::fmt::Debug for Reader {
@@ -154,10 +156,19 @@ impl Reader {
         }
     }
 
+    pub(crate) fn of_local(reader: LocalReader) -> Self {
+        Self {
+            inner: ReaderKind::Local(reader),
+            ahead: None,
+        }
+    }
+
     fn set_limits(&mut self, limits: Limits) {
         match &mut self.inner {
             ReaderKind::Stream { decoder, .. } => decoder.set_limits(limits),
             ReaderKind::WebSocket(reader) => reader.set_limits(limits),
+            // What is sent within the process is there already.
+            ReaderKind::Local(_) => {}
         }
     }
 
@@ -190,6 +201,7 @@ impl Reader {
         let (stream, decoder) = match &mut self.inner {
             ReaderKind::Stream { stream, decoder } => (stream, decoder),
             ReaderKind::WebSocket(reader) => return reader.read().await,
+            ReaderKind::Local(reader) => return reader.read().await,
         };
         loop {
             if let Some(frames) = decoder.poll()? {
@@ -237,6 +249,7 @@ pub struct Writer {
 enum WriterKind {
     Stream(Box<dyn AsyncWrite + Send + Sync + Unpin>),
     WebSocket(WsWriter),
+    Local(LocalWriter),
 }
 
 impl std::fmt::Debug for Writer {
@@ -258,6 +271,13 @@ impl Writer {
     pub(crate) fn of_websocket(writer: WsWriter) -> Self {
         Self {
             inner: WriterKind::WebSocket(writer),
+            interrupted: false,
+        }
+    }
+
+    pub(crate) fn of_local(writer: LocalWriter) -> Self {
+        Self {
+            inner: WriterKind::Local(writer),
             interrupted: false,
         }
     }
@@ -284,6 +304,7 @@ impl Writer {
                 })?;
             }
             WriterKind::WebSocket(writer) => writer.write(frames).await?,
+            WriterKind::Local(writer) => writer.write(frames.to_vec()).await?,
         }
         self.interrupted = false;
         Ok(())
@@ -301,6 +322,10 @@ impl Writer {
                 source,
             }),
             WriterKind::WebSocket(writer) => writer.close().await,
+            WriterKind::Local(writer) => {
+                writer.close();
+                Ok(())
+            }
         }
     }
 }

@@ -17,6 +17,7 @@ mod connect;
 mod connection;
 mod error;
 mod listener;
+pub mod local;
 mod options;
 mod pool;
 mod tcp;

@@ -6,17 +6,24 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::connect::{Side, open};
-use crate::{Address, Connection, Error, Options, Result, tcp};
+use crate::connect::{Opened, Side, open};
+use crate::local::{self, Listening};
+use crate::{Address, Connection, Error, Options, Result, Scheme, tcp};
 
 /// Accepts connections on one address.
 ///
 /// Dropping it stops listening; connections live on.
 #[derive(Debug)]
 pub struct Listener {
-    sockets: Vec<TcpListener>,
+    place: Place,
     address: Address,
     options: Options,
+}
+
+#[derive(Debug)]
+enum Place {
+    Sockets(Vec<TcpListener>),
+    Local(Listening),
 }
 
 impl Listener {
@@ -30,6 +37,13 @@ impl Listener {
             address: address.to_string(),
             source,
         };
+        if address.scheme == Scheme::Inproc {
+            return Ok(Self {
+                place: Place::Local(local::listen(address, options.backlog).map_err(listen)?),
+                address: address.clone(),
+                options,
+            });
+        }
         let mut sockets = Vec::new();
         let local = if address.host.is_empty() {
             let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port);
@@ -48,7 +62,7 @@ impl Listener {
             local
         };
         Ok(Self {
-            sockets,
+            place: Place::Sockets(sockets),
             address: Address::of_socket(address.scheme, local),
             options,
         })
@@ -73,8 +87,19 @@ impl Listener {
     pub async fn accept(&self) -> Result<Incoming> {
         /// Chosen: long enough not to spin, short beside a connect timeout.
         const PAUSE: Duration = Duration::from_millis(50);
+        let sockets = match &self.place {
+            Place::Sockets(sockets) => sockets.as_slice(),
+            Place::Local(listening) => {
+                let end = listening.accept().await;
+                return Ok(Incoming {
+                    peer: end.peer.clone(),
+                    transport: Transport::Local(end),
+                    options: self.options.clone(),
+                });
+            }
+        };
         loop {
-            let accepted = match self.sockets.as_slice() {
+            let accepted = match sockets {
                 [v4, v6] => tokio::select! {
                     accepted = v4.accept() => accepted,
                     accepted = v6.accept() => accepted,
@@ -85,7 +110,7 @@ impl Listener {
                 Ok((stream, peer)) => {
                     tcp::configure(&stream, self.options.tcp_timeout);
                     return Ok(Incoming {
-                        stream,
+                        transport: Transport::Socket(stream),
                         peer: Address::of_socket(self.address.scheme, peer),
                         options: self.options.clone(),
                     });
@@ -117,6 +142,8 @@ fn is_fatal(error: &io::Error) -> bool {
 pub(crate) fn check_encryption(address: &Address, options: &Options) -> Result<()> {
     let reason = match (address.scheme.is_encrypted(), &options.tls) {
         (true, None) => "TLS needs certificates",
+        // Nobody else can listen in.
+        (false, _) if address.scheme == Scheme::Inproc => return Ok(()),
         (false, _) if options.require_encryption => "encryption is required by the configuration",
         _ => return Ok(()),
     };
@@ -126,11 +153,17 @@ pub(crate) fn check_encryption(address: &Address, options: &Options) -> Result<(
     })
 }
 
-/// An accepted socket. Establish it in a task of its own: a slow peer must not
+#[derive(Debug)]
+enum Transport {
+    Socket(TcpStream),
+    Local(local::End),
+}
+
+/// An accepted connection. Establish it in a task of its own: a slow peer must not
 /// hold up the others.
 #[derive(Debug)]
 pub struct Incoming {
-    stream: TcpStream,
+    transport: Transport,
     peer: Address,
     options: Options,
 }
@@ -150,7 +183,10 @@ impl Incoming {
         let peer = self.peer.to_string();
         let options = &self.options;
         let established = async {
-            let opened = open(self.stream, self.peer, Side::Server, options).await?;
+            let opened = match self.transport {
+                Transport::Socket(stream) => open(stream, self.peer, Side::Server, options).await?,
+                Transport::Local(end) => Opened::of_local(end),
+            };
             opened.establish(options).await
         };
         match tokio::time::timeout(timeout, established).await {

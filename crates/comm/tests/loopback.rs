@@ -561,6 +561,7 @@ fn addresses_are_read_and_shown_as_dask_does() {
         (":0", "tcp://:0"),
         ("ws://host:80/", "ws://host:80"),
         ("wss://host:443", "wss://host:443"),
+        ("inproc://10.0.0.1/4711/1", "inproc://10.0.0.1/4711/1"),
     ];
     for (text, shown) in good {
         assert_eq!(
@@ -575,7 +576,7 @@ fn addresses_are_read_and_shown_as_dask_does() {
         "::1:123",
         "[::1",
         "[::1]x:1",
-        "inproc://1/2/3",
+        "inproc://",
         "ucx://a:1",
         "http://a:1",
     ];

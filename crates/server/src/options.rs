@@ -2,11 +2,13 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::ifaddrs::getifaddrs;
 
 use crate::config::Config;
+use crate::graph_helper::Threads;
 
 /// Port of `dask scheduler` when none is asked for.
 pub const DEFAULT_SCHEDULER_PORT: u16 = 8786;
@@ -38,6 +40,8 @@ pub struct SchedulerOptions {
     pub preload_argv: Vec<String>,
     /// The interpreter that runs the graph helper.
     pub python: PythonCommand,
+    /// Makes graph helpers that are threads of this process.
+    pub graph_threads: Option<Arc<dyn Threads>>,
     /// Dask's configuration.
     pub config: Config,
 }
@@ -207,6 +211,9 @@ impl ListenOptions {
             None => (None, host.as_str()),
         };
         let scheme = protocol.as_deref().or(own_scheme).unwrap_or(default_scheme);
+        if scheme == "inproc" {
+            return Ok(format!("{scheme}://{location}"));
+        }
         let (host, own_port) = split_host_port(location)?;
         let port = self.port.or(own_port).unwrap_or(DEFAULT_SCHEDULER_PORT);
         let host = if host.contains(':') {
@@ -520,6 +527,15 @@ mod tests {
             ok(&["tcp://127.0.0.1:5"])
         );
         assert!(addresses(None, Some("1,2"), None, None).is_err());
+        assert_eq!(
+            addresses(
+                Some("inproc://10.0.0.1/12/3"),
+                Some("0"),
+                Some("inproc"),
+                None
+            ),
+            ok(&["inproc://10.0.0.1/12/3"])
+        );
         assert!(addresses(None, Some("x"), None, None).is_err());
         assert!(addresses(Some("h"), None, None, Some("lo")).is_err());
         assert!(

@@ -331,7 +331,8 @@ fn log_start(settings: &Settings, listener: &Listener) {
     }
     for (service, port) in &options.services.0 {
         let service = service.as_str().unwrap_or_default();
-        let place = format!("{}:{}", own.host, port.as_u64().unwrap_or_default());
+        let host = own.host.split('/').next().unwrap_or_default();
+        let place = format!("{host}:{}", port.as_u64().unwrap_or_default());
         info!(target: "distributed.worker", "  {service:>16} at: {place:>26}");
     }
     info!(target: "distributed.worker", "Waiting to connect to: {:>26}", settings.scheduler.to_string());

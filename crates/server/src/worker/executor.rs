@@ -77,6 +77,19 @@ pub trait Executor: Send + Sync + 'static {
         serializers: Option<Vec<Str>>,
     ) -> BoxFuture<'_, Vec<Serialized>>;
 
+    /// Whether others are in this process, so that values go to them as references
+    /// ([`Serialized::reference`]), whatever families they ask for. What is not live is
+    /// [serialised](Self::serialize) for them by the family `reference`.
+    fn passes_references(&self) -> bool {
+        false
+    }
+
+    /// A reference to a live value; `None` if there is none.
+    fn reference(&self, value: &Outgoing) -> Option<Serialized> {
+        let _ = value;
+        None
+    }
+
     /// Answers a request that is not the shell's: `run`, `run_coroutine`,
     /// `actor_execute`, `actor_attribute`, `plugin-add`, `plugin-remove`,
     /// `upload_file`, `call_stack`, `profile`, `profile_metadata`, `benchmark_…`,
@@ -160,6 +173,10 @@ pub struct ExecutorSettings {
     pub nanny: Option<String>,
     /// TLS files and rules of a worker.
     pub security: Security,
+    /// The process is somebody else's, who may have other workers in it.
+    pub is_guest: bool,
+    /// Everybody that the worker speaks to is in this process.
+    pub passes_references: bool,
     /// Dask's configuration, with what the command line says on top.
     pub config: Config,
 }

@@ -18,7 +18,7 @@ use super::args::{Args, WhoHas, who_has};
 use super::executor::{Answer, Outgoing, Request};
 use super::memory::Wanted;
 use super::metrics::Reads;
-use super::serve::{Answered, is_same_host};
+use super::serve::Answered;
 use super::shell::{Closing, Report, Shell, ShellHandle, Stimulus, stimulus_id};
 use super::status::Status;
 use super::store::{compact, outgoing};
@@ -189,7 +189,7 @@ pub(super) async fn get_data(
 fn outgoing_limit(handle: &ShellHandle, peer: &Address) -> Option<usize> {
     let settings = &handle.settings;
     let limit = settings.transfer_outgoing_count_limit?;
-    let factor = if is_same_host(&settings.own, peer) {
+    let factor = if settings.own.is_same_host(peer) {
         2
     } else {
         1
@@ -276,7 +276,15 @@ async fn serialized(
 ) -> Map {
     let mut data = Map::new();
     let mut rest = Vec::new();
+    let by_reference = handle.executor.passes_references();
     for value in values {
+        if by_reference {
+            match handle.executor.reference(&value) {
+                Some(reference) => data.push(&value.key, reference),
+                None => rest.push(value),
+            }
+            continue;
+        }
         if serializers.is_none()
             && !value.is_actor
             && let Some(scalar) = value.datum.as_scalar()
@@ -296,6 +304,11 @@ async fn serialized(
         }
     }
     if !rest.is_empty() {
+        let serializers = if by_reference {
+            Some(vec!["reference".into()])
+        } else {
+            serializers
+        };
         let keys: Vec<Key> = rest.iter().map(|value| value.key.clone()).collect();
         let serialized = handle.executor.serialize(rest, serializers).await;
         for (key, value) in keys.into_iter().zip(serialized) {

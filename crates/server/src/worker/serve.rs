@@ -157,10 +157,5 @@ pub(super) async fn accept(listener: oxidask_comm::Listener, handle: ShellHandle
     requests::accept(listener, serve, closing, failed, super::CLOSE_TIMEOUT).await;
 }
 
-/// Whether both ends are on one host, as far as addresses tell.
-pub(super) fn is_same_host(own: &Address, peer: &Address) -> bool {
-    own.host == peer.host
-}
-
 /// An answer that was computed already, or written.
 pub(super) type Answered = Result<(), Result<Value, Arc<oxidask_worker::task::TaskFailure>>>;
