@@ -6,6 +6,7 @@
 
 mod arguments;
 mod files;
+pub mod guest;
 mod json;
 mod limits;
 mod link;

@@ -43,6 +43,7 @@ pub(crate) fn host(address: &str) -> &str {
     let location = address
         .split_once("://")
         .map_or(address, |(_, location)| location);
+    let location = location.split('/').next().unwrap_or(location);
     let host = location.rsplit_once(':').map_or(location, |(host, _)| host);
     host.trim_start_matches('[').trim_end_matches(']')
 }
@@ -76,5 +77,6 @@ mod tests {
     fn hosts() {
         assert_eq!(host("tcp://10.0.0.1:8786"), "10.0.0.1");
         assert_eq!(host("tls://[::1]:8786"), "::1");
+        assert_eq!(host("inproc://10.0.0.1/4711/1"), "10.0.0.1");
     }
 }

@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use crate::arguments::SchedulerArguments;
 use crate::files::PublishedFile;
+use crate::guest::{Home, Orders};
 use crate::pages::Pages;
 use crate::signals::Signals;
 use crate::{json, limits, link};
@@ -30,7 +31,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Runs a scheduler until it closes.
 pub(crate) fn run(arguments: SchedulerArguments, python: PythonCommand) -> anyhow::Result<()> {
     let deprecated = deprecated_options(&arguments);
-    let options = options(arguments, python)?;
+    let options = options(arguments, python, Inputs::from_process)?;
     let server = options.config.server()?;
     let logs = logging::init(&options.config)?;
     for option in deprecated {
@@ -44,17 +45,80 @@ pub(crate) fn run(arguments: SchedulerArguments, python: PythonCommand) -> anyho
     };
     info!(target: LOGGER, "{}", "-".repeat(47));
     info!(target: LOGGER, "{}", "-".repeat(47));
-    // One thread for connections and core: a message is handled where it was read,
-    // without waking another thread. Long work (ordering) has threads of its own.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the scheduler's event loop")?;
-    let result = runtime.block_on(serve(&options, &server, logs));
+    let runtime = runtime()?;
+    let result = runtime.block_on(async {
+        let asker = Asker::Signals(Signals::new()?);
+        serve(&options, &server, logs, asker, |_| ()).await
+    });
     runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     drop(pid_file);
     info!(target: LOGGER, "End scheduler");
     result
+}
+
+/// As [`run`], in a process that is somebody else's.
+pub(crate) fn run_as_guest(
+    arguments: SchedulerArguments,
+    home: Home<'_>,
+    orders: Orders,
+) -> anyhow::Result<()> {
+    let mut options = options(arguments, home.python, |_| home.inputs)?;
+    options.graph_threads = Some(home.graph_threads);
+    let server = options.config.server()?;
+    let logs = logging::init_within(&options.config, home.log)?;
+    let runtime = runtime()?;
+    let asker = Asker::Host(orders);
+    let result = runtime.block_on(serve(&options, &server, logs, asker, home.running));
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
+    result
+}
+
+/// One thread for connections and core: a message is handled where it was read, without
+/// waking another thread. Long work (ordering) has threads of its own.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the scheduler's event loop")
+}
+
+/// Who may ask a scheduler to close.
+enum Asker {
+    Signals(Signals),
+    Host(Orders),
+}
+
+/// How a scheduler is asked to close.
+struct Asked {
+    who: String,
+    reason: String,
+    /// To be asked again means to hurry.
+    may_hurry: bool,
+}
+
+impl Asker {
+    /// Cancel safe.
+    async fn next(&mut self) -> Asked {
+        match self {
+            Self::Signals(signals) => {
+                let received = signals.next().await;
+                info!(
+                    target: "distributed._signals",
+                    "Received signal {} ({})", received.name, received.number
+                );
+                Asked {
+                    who: received.name.to_owned(),
+                    reason: format!("signal-{}", received.number),
+                    may_hurry: true,
+                }
+            }
+            Self::Host(orders) => Asked {
+                who: "its process".to_owned(),
+                reason: orders.next().await.reason,
+                may_hurry: false,
+            },
+        }
+    }
 }
 
 /// From the first listener to the last goodbye.
@@ -62,8 +126,9 @@ async fn serve(
     options: &SchedulerOptions,
     server: &ServerConfig,
     logs: Logs,
+    mut asker: Asker,
+    running: impl FnOnce(&str),
 ) -> anyhow::Result<()> {
-    let mut signals = Signals::new()?;
     let dashboard: Vec<(Option<String>, u16)> = options
         .dashboard
         .addresses
@@ -85,9 +150,7 @@ async fn serve(
         imported = handle.import_preloads() => {
             imported.map_err(|text| anyhow!("cannot preload: {text}"))?;
         }
-        received = signals.next() => {
-            bail!("interrupted by {} while preloading", received.name);
-        }
+        asked = asker.next() => bail!("interrupted by {} while preloading", asked.who),
     }
     let address = handle.address().to_owned();
     announce(&handle, server, http.port());
@@ -119,26 +182,21 @@ async fn serve(
         started = handle.start_preloads() => {
             started.map_err(|text| anyhow!("cannot start preloads: {text}"))?;
         }
-        received = signals.next() => {
-            bail!("interrupted by {} while preloading", received.name);
-        }
+        asked = asker.next() => bail!("interrupted by {} while preloading", asked.who),
     }
+    running(&address);
     let mut closed = std::pin::pin!(handle.wait());
-    let mut signalled = false;
+    let mut is_asked = false;
     loop {
         tokio::select! {
             _ = &mut closed => break,
-            received = signals.next() => {
-                if signalled {
+            asked = asker.next() => {
+                if is_asked && asked.may_hurry {
                     // Asked twice: the files are removed, nothing else is waited for.
                     bail!("interrupted while closing");
                 }
-                signalled = true;
-                info!(
-                    target: "distributed._signals",
-                    "Received signal {} ({})", received.name, received.number
-                );
-                close(&format!("signal-{}", received.number));
+                is_asked = true;
+                close(&asked.reason);
             }
         }
     }
@@ -211,6 +269,7 @@ fn page_options(options: &SchedulerOptions, server: &ServerConfig) -> PageOption
 pub(crate) fn options(
     arguments: SchedulerArguments,
     python: PythonCommand,
+    inputs: impl FnOnce(&[PathBuf]) -> Inputs,
 ) -> anyhow::Result<SchedulerOptions> {
     let python = match arguments.python {
         Some(executable) => {
@@ -225,7 +284,7 @@ pub(crate) fn options(
         }
         None => python,
     };
-    let mut config = Config::load(&Inputs::from_process(&python.prefixes))?;
+    let mut config = Config::load(&inputs(&python.prefixes))?;
     if let Some(timeout) = non_empty(arguments.idle_timeout) {
         let key = "distributed.scheduler.idle-timeout";
         config = config.with("--idle-timeout", &[(key, Value::Str(timeout))]);
@@ -260,6 +319,7 @@ pub(crate) fn options(
         preload: arguments.preload,
         preload_argv: arguments.preload_argv,
         python,
+        graph_threads: None,
         config,
     })
 }

@@ -29,6 +29,7 @@ use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use crate::arguments::WorkerArguments;
+use crate::guest::{Home, Orders};
 use crate::limits;
 use crate::scheduler::{non_empty, pem, publish};
 use crate::signals::{Received, Signals};
@@ -57,7 +58,7 @@ pub(crate) fn run(
     python: &PythonCommand,
     executors: &dyn ExecutorFactory,
 ) -> anyhow::Result<i32> {
-    let config = configuration(arguments, python)?;
+    let config = configuration(arguments, &Inputs::from_process(&python.prefixes))?;
     let logs = logging::init(&config)?;
     if arguments.dashboard_prefix.is_some() {
         warn!(target: LOGGER, "The option 'dashboard_prefix' is deprecated and has no effect");
@@ -76,11 +77,7 @@ pub(crate) fn run(
             python.executable.display()
         );
     }
-    let machine = Machine {
-        cpu_count: system::cpu_count(),
-        memory_limit: system::memory_limit(),
-    };
-    let plan = match plan::plan(arguments, machine) {
+    let plan = match plan::plan(arguments, machine()) {
         Ok(plan) => plan,
         Err(reason) => return refuse(&reason),
     };
@@ -88,6 +85,11 @@ pub(crate) fn run(
         warn!(target: "distributed.worker.memory", "{warning}");
     }
     let scheduler = scheduler(arguments, &config)?;
+    if let Scheduler::Address(address) = &scheduler
+        && address.starts_with("inproc://")
+    {
+        bail!("cannot connect to `{address}`: it cannot be reached from another process");
+    }
     limits::raise_open_files();
     limits::return_memory();
     let process = Process {
@@ -99,6 +101,7 @@ pub(crate) fn run(
         config,
         logs,
         scheduler,
+        is_guest: false,
     };
     let pid_file = match non_empty_path(arguments.pid_file.as_deref()) {
         Some(path) => Some(publish(path, std::process::id().to_string().as_bytes())?),
@@ -120,7 +123,11 @@ pub(crate) fn run(
         .context("cannot start the event loop")?;
     let result = runtime.block_on(async {
         if is_worker {
-            process.work(executors).await
+            let asker = match &arguments.nanny_address {
+                Some(_) => Asker::of_nanny()?,
+                None => Asker::Signals(Signals::new()?),
+            };
+            process.work(executors, asker, |_| ()).await
         } else {
             process.watch(program).await
         }
@@ -133,6 +140,46 @@ pub(crate) fn run(
     result
 }
 
+/// Runs one worker in a process that is somebody else's.
+pub(crate) fn run_as_guest(
+    arguments: &WorkerArguments,
+    home: Home<'_>,
+    orders: Orders,
+) -> anyhow::Result<()> {
+    let config = configuration(arguments, &home.inputs)?;
+    let logs = logging::init_within(&config, home.log)?;
+    let plan = plan::plan(arguments, machine()).map_err(|reason| anyhow!(reason))?;
+    let process = Process {
+        security: security(arguments, &config)?,
+        death_timeout: death_timeout(arguments)?,
+        scheduler: scheduler(arguments, &config)?,
+        arguments,
+        python: &home.python,
+        plan,
+        config,
+        logs,
+        is_guest: true,
+    };
+    // Two as in a process of its own.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("oxidask-worker")
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    let work = process.work(home.executors, Asker::Host(orders), home.running);
+    let result = runtime.block_on(work);
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
+    result.map(|_| ())
+}
+
+fn machine() -> Machine {
+    Machine {
+        cpu_count: system::cpu_count(),
+        memory_limit: system::memory_limit(),
+    }
+}
+
 /// What `dask worker` says when it does not like its options.
 fn refuse(reason: &str) -> anyhow::Result<i32> {
     error!(target: LOGGER, "Failed to launch worker. {reason}");
@@ -140,8 +187,8 @@ fn refuse(reason: &str) -> anyhow::Result<i32> {
 }
 
 /// Dask's configuration, and on top what the command line says of a worker's life.
-fn configuration(arguments: &WorkerArguments, python: &PythonCommand) -> anyhow::Result<Config> {
-    let mut config = Config::load(&Inputs::from_process(&python.prefixes))?;
+fn configuration(arguments: &WorkerArguments, inputs: &Inputs) -> anyhow::Result<Config> {
+    let mut config = Config::load(inputs)?;
     let lifetime = "distributed.worker.lifetime";
     let options: [(&'static str, _, _); 2] = [
         ("--lifetime", "duration", &arguments.lifetime),
@@ -224,6 +271,8 @@ struct Process<'a> {
     death_timeout: Option<Duration>,
     scheduler: Scheduler,
     logs: Logs,
+    /// The process is somebody else's.
+    is_guest: bool,
 }
 
 impl Process<'_> {
@@ -384,11 +433,12 @@ impl Process<'_> {
     }
 
     /// Runs a worker in this process.
-    async fn work(&self, executors: &dyn ExecutorFactory) -> anyhow::Result<i32> {
-        let mut asker = match &self.arguments.nanny_address {
-            Some(_) => Asker::of_nanny()?,
-            None => Asker::Signals(Signals::new()?),
-        };
+    async fn work(
+        &self,
+        executors: &dyn ExecutorFactory,
+        mut asker: Asker,
+        running: impl FnOnce(&str),
+    ) -> anyhow::Result<i32> {
         let started = tokio::select! {
             started = self.start_worker(executors) => started,
             asked = asker.next() => {
@@ -406,13 +456,14 @@ impl Process<'_> {
                 let timed_out =
                     matches!(error.downcast_ref(), Some(StartError::DeathTimeout { .. }));
                 asker.failed(&format!("{error:#}"), timed_out).await;
-                if timed_out {
+                if timed_out && !self.is_guest {
                     return Ok(self::timed_out());
                 }
                 return Err(error);
             }
         };
         asker.running(handle.address(), directory.path()).await;
+        running(handle.address());
         let announced = self.announce(&json!({"worker": handle.address()}))?;
         let stop = handle.stopper();
         let mut closed = std::pin::pin!(handle.wait());
@@ -502,6 +553,8 @@ impl Process<'_> {
             memory_limit: options.memory_limit,
             nanny: options.nanny.clone(),
             security: options.security.clone(),
+            is_guest: self.is_guest,
+            passes_references: options.scheduler.starts_with("inproc://"),
             config: options.config.clone(),
         })
     }
@@ -573,6 +626,8 @@ enum Asker {
     Signals(Signals),
     /// The nanny. An interrupt from the keyboard reaches it as well, and it asks.
     Nanny(Control),
+    /// The process of which the worker is a guest.
+    Host(Orders),
 }
 
 /// How a worker is asked to close.
@@ -603,6 +658,14 @@ impl Asker {
                 Asked {
                     reason: format!("signal-{}", received.number),
                     executor_wait: false,
+                    exit_status: 0,
+                }
+            }
+            Self::Host(orders) => {
+                let order = orders.next().await;
+                Asked {
+                    reason: order.reason,
+                    executor_wait: order.executor_wait,
                     exit_status: 0,
                 }
             }

@@ -5,12 +5,16 @@
 //!                   (helper)                                   (helper)
 //! ```
 //!
+//! A scheduler that lives in its user's own Python process has its helpers there as well,
+//! as threads: see [`Threads`].
+//!
 //! The scheduler process never unpickles. A crash, an endless loop or a hostile
 //! pickle ends one helper and is an error for one client. The protocol is
 //! described in `docs/graph-helper.md`.
 
 mod expand;
 mod process;
+mod threads;
 
 use std::time::Duration;
 
@@ -21,6 +25,7 @@ use oxidask_wire::{Map, Value, map};
 pub use expand::{Update, expand};
 pub use process::{Config, Helper, Pool};
 pub(crate) use process::{read_message, write_message};
+pub use threads::Threads;
 
 /// Why a helper gave no answer.
 #[derive(Debug, thiserror::Error)]

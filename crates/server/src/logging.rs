@@ -77,6 +77,30 @@ pub struct LogRecord {
 ///
 /// When format, length or levels in the configuration are wrong.
 pub fn init(config: &Config) -> Result<Logs, ConfigError> {
+    start(config, None)
+}
+
+/// As [`init`], in a process that has its own log: `forward` takes what would go to stderr.
+///
+/// # Errors
+///
+/// As [`init`].
+pub fn init_within(config: &Config, forward: fn(Forwarded)) -> Result<Logs, ConfigError> {
+    start(config, Some(forward))
+}
+
+/// A record for the log of somebody else.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Forwarded {
+    /// Whose it is, such as `distributed.worker`.
+    pub logger: String,
+    /// As Python counts: 10 is DEBUG, 50 is CRITICAL.
+    pub level: i64,
+    /// The message.
+    pub message: String,
+}
+
+fn start(config: &Config, forward: Option<fn(Forwarded)>) -> Result<Logs, ConfigError> {
     static LOGS: OnceLock<Logs> = OnceLock::new();
     if let Some(logs) = LOGS.get() {
         return Ok(logs.clone());
@@ -97,13 +121,16 @@ pub fn init(config: &Config) -> Result<Logs, ConfigError> {
         time_zone: TimeZone::system(),
         started: SystemTime::now(),
         logs: logs.clone(),
+        forward,
     };
     let subscriber = tracing_subscriber::registry().with(layer);
     // Another subscriber is there already only in a program that embeds this
     // crate and logs in its own way; then that way is kept.
     let _ = tracing::subscriber::set_global_default(subscriber);
+    // Python's own logging does what these say.
+    let is_ours = forward.is_none();
     for key in ["distributed.logging-file-config", "logging-file-config"] {
-        if config.get(key).is_some() {
+        if is_ours && config.get(key).is_some() {
             tracing::warn!(
                 target: "distributed.scheduler",
                 "Ignoring `{key}`: it configures Python's logging; use `distributed.logging` \
@@ -111,7 +138,7 @@ pub fn init(config: &Config) -> Result<Logs, ConfigError> {
             );
         }
     }
-    if logging_map(config).is_some_and(|(_, map)| map.contains_key("version")) {
+    if is_ours && logging_map(config).is_some_and(|(_, map)| map.contains_key("version")) {
         tracing::warn!(
             target: "distributed.scheduler",
             "Ignoring `distributed.logging`: a configuration with `version` is for Python's \
@@ -480,6 +507,7 @@ struct StockLayer {
     time_zone: TimeZone,
     started: SystemTime,
     logs: Logs,
+    forward: Option<fn(Forwarded)>,
 }
 
 impl<S: Subscriber> Layer<S> for StockLayer {
@@ -536,6 +564,14 @@ impl<S: Subscriber> Layer<S> for StockLayer {
                 level: level_name(level).into(),
                 line: line.clone(),
             });
+        }
+        if let Some(forward) = self.forward {
+            forward(Forwarded {
+                logger,
+                level: PythonLevel::of(level).0,
+                message,
+            });
+            return;
         }
         line.push('\n');
         // A closed stderr must not stop the scheduler, and there is no other
@@ -713,6 +749,7 @@ mod tests {
             time_zone: TimeZone::UTC,
             started: SystemTime::now(),
             logs: logs.clone(),
+            forward: None,
         };
         let subscriber = tracing_subscriber::registry().with(layer);
         tracing::subscriber::with_default(subscriber, || {
@@ -733,5 +770,37 @@ mod tests {
                 "distributed.scheduler INFO Lost all workers",
             ]
         );
+    }
+
+    #[test]
+    fn events_go_to_somebody_elses_log() {
+        static FORWARDED: Mutex<Vec<Forwarded>> = Mutex::new(Vec::new());
+        let logs = Logs {
+            kept: Arc::new(Mutex::new(Kept {
+                records: VecDeque::new(),
+                length_max: 10,
+            })),
+        };
+        let layer = StockLayer {
+            format: Format::parse("%(message)s").unwrap(),
+            levels: Levels::from_config(&config(&[])).unwrap(),
+            time_zone: TimeZone::UTC,
+            started: SystemTime::now(),
+            logs: logs.clone(),
+            forward: Some(|record| FORWARDED.lock().unwrap().push(record)),
+        };
+        let subscriber = tracing_subscriber::registry().with(layer);
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!(target: "distributed.worker", count = 3, "late");
+        });
+        assert_eq!(
+            *FORWARDED.lock().unwrap(),
+            [Forwarded {
+                logger: "distributed.worker".to_owned(),
+                level: 30,
+                message: "late count=3".to_owned(),
+            }]
+        );
+        assert_eq!(logs.records(0.0, None)[0].line, "late count=3");
     }
 }

@@ -106,7 +106,9 @@ pub async fn start(
     let server = options.config.server()?;
     let core = config::core(&options.config)?;
     let python = options.python.executable.clone();
-    let helpers = graph_helper::Pool::start(config::graph_helper(&options.config, python)?);
+    let threads = options.graph_threads.clone();
+    let helpers = config::graph_helper(&options.config, python, threads)?;
+    let helpers = graph_helper::Pool::start(helpers);
     let settings = Arc::new(Settings {
         core,
         adaptive_target_duration: options

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -24,6 +25,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
 use super::Error;
+use super::threads::{self, Threads};
 
 /// The program a helper runs: one file without imports from the `oxidask`
 /// package, so that the Python-free binary can carry it.
@@ -46,19 +48,23 @@ pub struct Config {
     pub helpers_idle: usize,
     /// Resident memory above the zygote's at which a helper is replaced after use, in bytes.
     pub growth_nbytes_max: u64,
+    /// Makes helpers that are threads of this process, instead of processes.
+    pub threads: Option<Arc<dyn Threads>>,
 }
 
 /// Starts helpers and hands them out. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Pool {
     commands: mpsc::UnboundedSender<KeeperCommand>,
-    config: std::sync::Arc<Config>,
+    config: Arc<Config>,
 }
 
 #[derive(Debug)]
-enum KeeperCommand {
+pub(super) enum KeeperCommand {
     Lease {
         reply: oneshot::Sender<Result<Helper, Error>>,
+        /// A thread does not do.
+        is_process: bool,
     },
     GiveBack(Connection),
     Kill {
@@ -80,16 +86,36 @@ enum KeeperCommand {
 }
 
 impl Pool {
-    /// Starts the zygote in the background; requests wait until it is ready.
+    /// Starts the zygote, or a first thread, in the background; requests wait until it
+    /// is ready.
     pub fn start(config: Config) -> Self {
         let (commands, receiver) = mpsc::unbounded_channel();
-        let config = std::sync::Arc::new(config);
+        let config = Arc::new(config);
         let pool = Self {
             commands: commands.clone(),
             config: config.clone(),
         };
-        tokio::spawn(Keeper::new(config, receiver, commands).run());
+        match config.threads.clone() {
+            Some(threads) => {
+                let keeper = threads::Keeper::new(threads, config, receiver, commands.downgrade());
+                tokio::spawn(keeper.run());
+            }
+            None => {
+                tokio::spawn(Keeper::new(config, receiver, commands).run());
+            }
+        }
         pool
+    }
+
+    /// The pool of a keeper, while anybody else has it.
+    pub(super) fn of_keeper(
+        commands: &mpsc::WeakUnboundedSender<KeeperCommand>,
+        config: &Arc<Config>,
+    ) -> Option<Self> {
+        Some(Self {
+            commands: commands.upgrade()?,
+            config: config.clone(),
+        })
     }
 
     /// Waits for a free helper.
@@ -98,9 +124,27 @@ impl Pool {
     ///
     /// When the interpreter cannot be started.
     pub async fn lease(&self) -> Result<Helper, Error> {
+        self.lease_as(false).await
+    }
+
+    /// As [`Self::lease`], of a helper that has a process of its own: what runs there
+    /// takes it over ([`Helper::detach`]).
+    ///
+    /// # Errors
+    ///
+    /// When the interpreter cannot be started.
+    pub async fn lease_process(&self) -> Result<Helper, Error> {
+        self.lease_as(true).await
+    }
+
+    async fn lease_as(&self, is_process: bool) -> Result<Helper, Error> {
         let (reply, answer) = oneshot::channel();
-        let _ = self.commands.send(KeeperCommand::Lease { reply });
+        let _ = self.send(KeeperCommand::Lease { reply, is_process });
         answer.await.map_err(|_| Error::ShutDown)?
+    }
+
+    pub(super) fn send(&self, command: KeeperCommand) -> Result<(), Error> {
+        self.commands.send(command).map_err(|_| Error::ShutDown)
     }
 
     /// Modules every helper from now on can import, helpers at work included
@@ -145,8 +189,8 @@ impl Pool {
 
 /// The scheduler's end of a helper's socket.
 #[derive(Debug)]
-struct Connection {
-    pid: u32,
+pub(super) struct Connection {
+    pub(super) pid: u32,
     stream: UnixStream,
     request_id: u64,
     /// How many of the keeper's upload lists this helper has seen.
@@ -157,6 +201,46 @@ struct Connection {
 }
 
 impl Connection {
+    /// To a helper that nobody has used yet.
+    pub(super) fn new(pid: u32, stream: UnixStream, forked_by: Option<u64>) -> Self {
+        Self {
+            pid,
+            stream,
+            request_id: 0,
+            setup_version: 0,
+            forked_by,
+        }
+    }
+
+    /// Gives it what clients have uploaded, unless it has that.
+    pub(super) async fn set_up(
+        &mut self,
+        uploads: &[(String, Bytes)],
+        setup_version: u64,
+        timeout: Duration,
+    ) -> io::Result<()> {
+        if self.setup_version == setup_version {
+            return Ok(());
+        }
+        let uploads = uploads
+            .iter()
+            .map(|(name, data)| Value::Array(vec![name.as_str().into(), data.clone().into()]))
+            .collect::<Vec<_>>();
+        let fields = map! { "uploads" => Value::Array(uploads) };
+        // A helper that cannot import what a client uploaded says so in its log and serves on.
+        let set_up = self.request("setup", fields);
+        let answer = tokio::time::timeout(timeout.min(Duration::from_secs(30)), set_up).await??;
+        if let Some(error) = answer.get("error").and_then(Value::as_map) {
+            let text = error
+                .get("text")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
+            info!(target: "distributed.scheduler", "graph helper: an uploaded file was not loaded: {text}");
+        }
+        self.setup_version = setup_version;
+        Ok(())
+    }
+
     /// Whether it was forked before this request of the zygote.
     fn lacks(&self, imported_by: u64) -> bool {
         self.forked_by
@@ -188,6 +272,13 @@ pub struct Helper {
 }
 
 impl Helper {
+    pub(super) fn new(connection: Connection, pool: Pool) -> Self {
+        Self {
+            connection: Some(connection),
+            pool,
+        }
+    }
+
     /// Runs one operation of `docs/graph-helper.md`.
     ///
     /// # Errors
@@ -327,7 +418,7 @@ pub(crate) async fn read_message<R: AsyncReadExt + Unpin>(stream: &mut R) -> io:
 }
 
 struct Keeper {
-    config: std::sync::Arc<Config>,
+    config: Arc<Config>,
     receiver: mpsc::UnboundedReceiver<KeeperCommand>,
     commands: mpsc::UnboundedSender<KeeperCommand>,
     zygote: Option<Zygote>,
@@ -363,7 +454,7 @@ const STARTS_FAILED_MAX: u32 = 3;
 
 impl Keeper {
     fn new(
-        config: std::sync::Arc<Config>,
+        config: Arc<Config>,
         receiver: mpsc::UnboundedReceiver<KeeperCommand>,
         commands: mpsc::UnboundedSender<KeeperCommand>,
     ) -> Self {
@@ -525,13 +616,7 @@ impl Keeper {
             error!(target: "distributed.scheduler", "the graph helper cannot fork: {text}");
             return;
         };
-        self.idle.push(Connection {
-            pid,
-            stream,
-            request_id: 0,
-            setup_version: 0,
-            forked_by: id,
-        });
+        self.idle.push(Connection::new(pid, stream, id));
         // It takes the place of one that lacks what was imported since.
         let imported_by = zygote.imported_by;
         if let Some(stale) = self.idle.iter().position(|idle| idle.lacks(imported_by)) {
@@ -541,7 +626,8 @@ impl Keeper {
 
     async fn command(&mut self, command: KeeperCommand) {
         match command {
-            KeeperCommand::Lease { reply } => {
+            // All of them are processes.
+            KeeperCommand::Lease { reply, .. } => {
                 if self.zygote.is_none() && self.starts_failed >= STARTS_FAILED_MAX {
                     // Another try: the environment may have been mended meanwhile.
                     self.starts_failed = STARTS_FAILED_MAX - 1;
@@ -606,9 +692,8 @@ impl Keeper {
             let Some(mut connection) = self.idle.pop() else {
                 break;
             };
-            if connection.setup_version != self.setup_version
-                && self.set_up(&mut connection).await.is_err()
-            {
+            let set_up = connection.set_up(&self.uploads, self.setup_version, self.config.timeout);
+            if set_up.await.is_err() {
                 kill(connection.pid);
                 continue;
             }
@@ -621,10 +706,7 @@ impl Keeper {
                 config: self.config.clone(),
             };
             // A request that went away meanwhile drops the helper, which kills it.
-            let _ = reply.send(Ok(Helper {
-                connection: Some(connection),
-                pool,
-            }));
+            let _ = reply.send(Ok(Helper::new(connection, pool)));
         }
         let wanted = self.config.helpers_idle.max(
             self.waiting
@@ -646,28 +728,6 @@ impl Keeper {
                 }
             }
         }
-    }
-
-    async fn set_up(&self, connection: &mut Connection) -> io::Result<()> {
-        let uploads = self
-            .uploads
-            .iter()
-            .map(|(name, data)| Value::Array(vec![name.as_str().into(), data.clone().into()]))
-            .collect::<Vec<_>>();
-        let fields = map! { "uploads" => Value::Array(uploads) };
-        // A helper that cannot import what a client uploaded says so in its log and serves on.
-        let set_up = connection.request("setup", fields);
-        let answer = tokio::time::timeout(self.config.timeout.min(Duration::from_secs(30)), set_up)
-            .await??;
-        if let Some(error) = answer.get("error").and_then(Value::as_map) {
-            let text = error
-                .get("text")
-                .and_then(Value::as_str)
-                .unwrap_or_default();
-            info!(target: "distributed.scheduler", "graph helper: an uploaded file was not loaded: {text}");
-        }
-        connection.setup_version = self.setup_version;
-        Ok(())
     }
 }
 

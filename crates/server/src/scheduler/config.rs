@@ -11,7 +11,7 @@ use oxidask_wire::{self as wire, map};
 use super::memory_policies::MemoryPolicies;
 use super::plugin_host::{self, Preload};
 use crate::config::{Config, ConfigError, ServerConfig, Value, parse_timedelta};
-use crate::graph_helper;
+use crate::graph_helper::{self, Threads};
 use crate::options::{SchedulerOptions, TlsSource};
 
 /// Values of the core.
@@ -193,6 +193,7 @@ fn task_durations(config: &Config) -> Result<Vec<(Arc<str>, f64)>, ConfigError> 
 pub(super) fn graph_helper(
     config: &Config,
     python: PathBuf,
+    threads: Option<Arc<dyn Threads>>,
 ) -> Result<graph_helper::Config, ConfigError> {
     let duration = |key: &str, default: Duration| match config.get(key) {
         None => Ok(default),
@@ -214,6 +215,7 @@ pub(super) fn graph_helper(
             None => 64 << 20,
             Some(_) => config.bytes("oxidask.graph-helper.memory-growth")?,
         },
+        threads,
     })
 }
 

@@ -47,6 +47,7 @@ impl Cluster {
             idle_timeout: None,
             // Nothing here is ever unpickled.
             python: PythonCommand::new("no-such-interpreter"),
+            graph_threads: None,
             preload: Vec::new(),
             preload_argv: Vec::new(),
             config: Config::defaults(),

@@ -303,7 +303,7 @@ impl Keeper {
     async fn start(&mut self) -> Result<(), Failure> {
         let helpers = &self.shell.helpers;
         let mut helper = helpers
-            .lease()
+            .lease_process()
             .await
             .map_err(crate::graph_helper::failure)?;
         let fields = map! { "source" => SOURCE, "name" => "oxidask_plugin_host" };
