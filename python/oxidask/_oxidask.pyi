@@ -1,4 +1,4 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 _Failure = tuple[bytes, bytes | None, str, str]
@@ -30,6 +30,64 @@ def order_indices(
 
 def held_counts() -> tuple[int, int]:
     """Count the objects and the buffers that native code holds."""
+
+def reference_count() -> int:
+    """Count the values that frames hold."""
+
+def read_logs(is_read: bool) -> None:
+    """Say whether somebody calls :func:`take_logs`."""
+
+def take_logs() -> list[tuple[str, int, str]]:
+    """Wait for what guests log: logger, level and message of each record.
+
+    Empty once nobody reads any more.
+    """
+
+class Guest:
+    """A scheduler or worker of this process."""
+
+    def run(
+        self,
+        arguments: Sequence[str],
+        variables: Sequence[tuple[str, str]],
+        running: Callable[[str], None],
+    ) -> None:
+        """Run a command line until it closes.
+
+        Raises
+        ------
+        RuntimeError
+            If it could not be started.
+        """
+
+    def close(self, reason: str, executor_wait: bool) -> None: ...
+
+class Channel:
+    """One end of a connection to a native server of this process.
+
+    Raises
+    ------
+    ConnectionRefusedError
+        If none listens there.
+    ConnectionResetError
+        Once the connection has ended.
+    """
+
+    def __init__(self, address: str) -> None: ...
+    @property
+    def local_address(self) -> str: ...
+    def fileno(self) -> int: ...
+    def read(self) -> list[Any] | None: ...
+    def write(self, frames: Sequence[Any]) -> bool: ...
+    def write_waiting(self, frames: Sequence[Any]) -> None: ...
+    def is_closed(self) -> bool: ...
+    def close(self) -> None: ...
+
+class Reference:
+    """A frame that holds a value of this process."""
+
+    def __init__(self, object: Any) -> None: ...
+    def get(self) -> Any: ...
 
 class ValueType:
     """The class of a value, pickled once for all its instances."""

@@ -511,7 +511,7 @@ class Scheduler(stock.Scheduler):
         self.id = about["server_id"]
         self._address = about["address"]
         self._listen_address = about["listen_address"]
-        self.ip, self._port = get_address_host_port(about["listen_address"])
+        self.ip, self._port = _host_and_port(about["listen_address"])
         self.time_started = about["started"]
         self.services = {
             name: Service(port) for name, port in about["services"].items()
@@ -1832,6 +1832,15 @@ class Host:
                 computation.code.add(tuple(SourceCode(*frame) for frame in code))
             found.append(computation)
         return found
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    """Host and port of an address; one within a program's process has no port."""
+    scheme, _, location = address.partition("://")
+    if scheme == "inproc":
+        return location.split("/")[0], 0
+    host, port = get_address_host_port(address)
+    return host, port
 
 
 def _result(message: dict[str, Any]) -> Any:

@@ -23,7 +23,7 @@ from distributed.deploy.spec import ProcessInterface
 
 from oxidask._bound import PARENT_VARIABLE
 
-__all__ = ["OwnedProcess", "security_config"]
+__all__ = ["OwnedProcess", "environment", "security_config"]
 
 logger = logging.getLogger(__name__)
 
@@ -82,11 +82,11 @@ class OwnedProcess(ProcessInterface):
         variables: Mapping[str, str] | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
-        environment = {**_environment(config), **(variables or {})}
+        own = {**environment(config), **(variables or {})}
         parent = str(os.getpid())
         if self._command is None:
             command = [sys.executable, "-m", "oxidask", self._what.lower()]
-            environment[PARENT_VARIABLE] = parent
+            own[PARENT_VARIABLE] = parent
         else:
             command = [sys.executable, "-m", "oxidask._bound", parent, *self._command]
         self._process = subprocess.Popen(
@@ -94,7 +94,7 @@ class OwnedProcess(ProcessInterface):
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=own,
             text=True,
             encoding="utf-8",
             errors="replace",
@@ -205,9 +205,9 @@ def security_config(security: Any, role: str) -> dict[str, Any]:
     }
 
 
-def _environment(config: Mapping[str, Any]) -> dict[str, str]:
-    """Environment in which the process sees what this process would see."""
-    environment = {
+def environment(config: Mapping[str, Any]) -> dict[str, str]:
+    """Environment in which a server sees what this process would see."""
+    variables = {
         name: value
         for name, value in os.environ.items()
         # Variables win over inherited configuration; ours has them merged with
@@ -216,9 +216,9 @@ def _environment(config: Mapping[str, Any]) -> dict[str, str]:
     }
     merged = _plain(dask.config.config)
     with dask.config.set(config, config=merged):
-        environment["DASK_INTERNAL_INHERIT_CONFIG"] = dask.config.serialize(merged)
-    environment["PYTHONPATH"] = os.pathsep.join(_module_path())
-    return environment
+        variables["DASK_INTERNAL_INHERIT_CONFIG"] = dask.config.serialize(merged)
+    variables["PYTHONPATH"] = os.pathsep.join(_module_path())
+    return variables
 
 
 def _plain(value: Any) -> Any:

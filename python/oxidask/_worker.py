@@ -14,8 +14,9 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from inspect import isawaitable
@@ -206,6 +207,9 @@ class _LogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep one record."""
+        if getattr(record, "is_native", False):
+            # Native code has handed it to Python's logging, and has kept it.
+            return
         # The link is gone when the worker has closed.
         with suppress(RuntimeError):
             line = self.format(record)
@@ -224,6 +228,8 @@ class Worker(StockWorker):  # type: ignore[misc]
         The native side.
     """
 
+    _client: Any
+
     local_directory = property(
         lambda self: self._settings["local_directory"], lambda self, value: None
     )
@@ -231,6 +237,16 @@ class Worker(StockWorker):  # type: ignore[misc]
     def __init__(self, link: Link) -> None:
         settings = self._settings = link.settings()
         self._link = link
+        # The process is somebody else's, who may have other workers in it.
+        self._is_guest: bool = settings["is_guest"]
+        self._passes_references: bool = settings["passes_references"]
+        self._dump: Callable[[Any], list[Any]] = dump_message
+        if self._passes_references:
+            from oxidask import _inproc
+
+            self._dump = _inproc.dump_message
+        self._handlers_seen: dict[str, tuple[Any, bool]] = {}
+        self._log_handlers: list[tuple[logging.Logger, logging.Handler]] = []
         self.is_closing = False
         self._is_ready = False
         self._samples = Samples()
@@ -273,7 +289,10 @@ class Worker(StockWorker):  # type: ignore[misc]
         self.periodic_callbacks["extensions"] = PeriodicCallback(
             self._collect_heartbeat, _HEARTBEAT_INTERVAL
         )
-        self.runner = Runner(self)
+        # Nobody needs what others in this process do not get.
+        cheap = _no_form if self._passes_references else values.cheap
+        self.runner = Runner(self, cheap, self._is_guest)
+        self._cheap = cheap
         self._pool = pool
         self._values_pool = Pool(
             link.values_queue(), _VALUES_NTHREADS, "Dask-Values-Threads"
@@ -288,6 +307,8 @@ class Worker(StockWorker):  # type: ignore[misc]
         """Get ready to run tasks."""
         link = self._link
         loop = asyncio.get_running_loop()
+        # What native code holds must not hold the worker, which holds the native side.
+        worker, address = weakref.ref(self), self.address
         link.set_hooks(
             SimpleNamespace(
                 loads=values.loads,
@@ -296,14 +317,14 @@ class Worker(StockWorker):  # type: ignore[misc]
                 is_array=values.is_array,
                 load_message=values.load_message,
                 describe=values.describe,
-                cheap=values.cheap,
+                cheap=self._cheap,
                 dump=values.dump,
                 failure=values.failure,
-                actor=lambda cls, key: Actor(cls, self.address, key, self),
+                actor=lambda cls, key: Actor(cls, address, key, worker()),
             )
         )
-        hasten_unpickling()
-        sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_INTERVAL))
+        if not self._is_guest:
+            _adapt_process(self.address)
         self._values_pool.start(self.runner.run)
         self._pool.start(self.runner.run)
         loop.add_reader(self._inbox.fileno(), self._take)
@@ -315,8 +336,7 @@ class Worker(StockWorker):  # type: ignore[misc]
             "versions": get_versions(),
             "startup_information": await self.get_startup_information(),
         }
-        link.started(dump_message(introduction))
-        setproctitle(f"dask worker [{self.address}]")
+        link.started(self._dump(introduction))
 
     async def run_until_closed(self) -> None:
         """Serve until native code says that it is enough."""
@@ -354,17 +374,28 @@ class Worker(StockWorker):  # type: ignore[misc]
         for timer in self.periodic_callbacks.values():
             timer.stop()
         self.runner.cancel_coroutines()
-        if self._client is not None:
-            self._client._asynchronous = True
-            await self._client.close()
+        client: Any = self._client
+        if client in StockWorker._initialized_clients:
+            client._asynchronous = True
+            await client.close()
         await self.rpc.close()
         for name, executor in self.executors.items():
             # The offload pool is everybody's.
-            if name != "offload":
+            if name == "offload":
+                continue
+            try:
                 await asyncio.to_thread(executor.shutdown, wait=wait)
+            except RuntimeError:
+                # The program ends, which starts no more threads.
+                executor.shutdown(wait=False)
+        for known, handler in self._log_handlers:
+            known.removeHandler(handler)
+        self.runner.close()
 
     def _setup_logging(self, logger: logging.Logger) -> None:
-        logger.addHandler(_LogHandler(self._link))
+        handler = _LogHandler(self._link)
+        logger.addHandler(handler)
+        self._log_handlers.append((logger, handler))
 
     # What native code asks
 
@@ -408,17 +439,25 @@ class Worker(StockWorker):  # type: ignore[misc]
                 request.unknown()
                 return
             arguments = load_message(request.args())
-            if _expects_comm(handler):
+            if self._wants_comm(request.op, handler):
                 result = handler(None, **arguments)
             else:
                 result = handler(**arguments)
             if isawaitable(result):
                 result = await result
-            request.reply(dump_message(result))
+            request.reply(self._dump(result))
         except BaseException as error:
             request.fail(failure(error))
             if not isinstance(error, Exception | asyncio.CancelledError):
                 raise
+
+    def _wants_comm(self, op: str, handler: Any) -> bool:
+        known = self._handlers_seen.get(op)
+        if known is None or known[0] != handler:
+            # Stock's own cache would keep the worker for good.
+            known = (handler, _expects_comm.__wrapped__(handler))
+            self._handlers_seen[op] = known
+        return known[1]
 
     def _stream_message(self, op: str, frames: Any) -> None:
         handler = self.stream_handlers.get(op)
@@ -474,7 +513,7 @@ class Worker(StockWorker):  # type: ignore[misc]
                 logger.debug("metric `%s` failed", name, exc_info=True)
         if metrics or extensions:
             heartbeat = {"metrics": metrics, "extensions": extensions}
-            self._link.set_heartbeat(dump_message(heartbeat))
+            self._link.set_heartbeat(self._dump(heartbeat))
 
     # What tasks, plug-ins and handlers ask
 
@@ -503,11 +542,18 @@ class Worker(StockWorker):  # type: ignore[misc]
 
     def batched_send(self, msg: dict[str, Any]) -> None:
         """Send a message to the scheduler."""
-        self._link.send(dump_message(msg))
+        self._link.send(self._dump(msg))
 
     def digest_metric(self, name: Any, value: float) -> None:
         """Add to a figure of the next heartbeat."""
         self._link.digest_metric(dump_message(name), value)
+
+    def _get_client(self, timeout: float | None = None) -> Any:
+        # It may be that of another worker of this process, which has closed since.
+        client: Any = self._client
+        if client is not None and client.status == "closed":
+            self._client = None
+        return super()._get_client(timeout)
 
     def handle_stimulus(self, *stims: StateMachineEvent) -> None:
         """Take what a task does to itself; everything else is decided natively."""
@@ -628,6 +674,17 @@ class Worker(StockWorker):  # type: ignore[misc]
         }
 
 
+def _no_form(value: Any) -> None:
+    return None
+
+
+def _adapt_process(address: str) -> None:
+    """Make of this process one that is a worker and nothing else."""
+    hasten_unpickling()
+    sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_INTERVAL))
+    setproctitle(f"dask worker [{address}]")
+
+
 def sys_frames() -> dict[int, Any]:
     """Topmost frames of all threads."""
     return sys._current_frames()
@@ -670,7 +727,8 @@ def _guard_forks() -> None:
 
 def start(link: Link) -> None:
     """Start the event loop on a thread of its own. Native code calls this."""
-    _guard_forks()
+    if not link.settings()["is_guest"]:
+        _guard_forks()
     threading.Thread(target=_main, args=(link,), name="IO loop", daemon=True).start()
 
 

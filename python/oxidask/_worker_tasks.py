@@ -30,7 +30,13 @@ from distributed.worker import _worker_cvar
 
 from oxidask._oxidask import Queue, Task
 from oxidask._worker_plans import execute, is_fused
-from oxidask._worker_values import cheap, describe, failure, loading, unpacked
+from oxidask._worker_values import (
+    Serialized,
+    describe,
+    failure,
+    loading,
+    unpacked,
+)
 
 if TYPE_CHECKING:
     from oxidask._worker import Worker
@@ -48,10 +54,21 @@ class Runner:
     ----------
     worker
         What tasks get from ``get_worker()``.
+    cheap
+        Serialises a result if that costs next to nothing.
+    is_guest
+        Whether the process is somebody else's: no task ends it.
     """
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        cheap: Callable[[Any], Serialized | None],
+        is_guest: bool,
+    ) -> None:
         self.worker = worker
+        self._cheap = cheap
+        self._ending = () if is_guest else (SystemExit, KeyboardInterrupt)
         # What a task starts with: nothing that it sets reaches the next one.
         context = contextvars.copy_context()
         context.run(_worker_cvar.set, worker)
@@ -100,7 +117,7 @@ class Runner:
                 value = context.run(function, *args)
             else:
                 value = context.run(function, *args, **kwargs)
-        except (SystemExit, KeyboardInterrupt) as error:
+        except self._ending as error:
             end_process(error)
         except BaseException as error:
             self._erred(task, error, start, time(), ident, thread_time() - cpu)
@@ -143,7 +160,7 @@ class Runner:
         try:
             with spanned:
                 value = await spec(data)
-        except (SystemExit, KeyboardInterrupt) as error:
+        except self._ending as error:
             end_process(error)
         except BaseException as error:
             if self.worker.is_closing and isinstance(error, asyncio.CancelledError):
@@ -159,6 +176,10 @@ class Runner:
         for running in self._coroutines:
             running.cancel()
 
+    def close(self) -> None:
+        """Let go of what the context of tasks holds, once none runs."""
+        self.context.run(self._metering.__exit__, None, None, None)
+
     def _finished(
         self,
         task: Task,
@@ -173,7 +194,7 @@ class Runner:
             if task.returned(value, start, stop, ident, cpu, noncpu):
                 return
             nbytes, kind = describe(value)
-            serialized = cheap(value)
+            serialized = self._cheap(value)
             task.finished(
                 value, nbytes, kind, serialized, start, stop, ident, cpu, noncpu
             )
@@ -193,6 +214,10 @@ class Runner:
             task.reschedule()
             return
         cpu, noncpu = _split(start, stop, cpu)
+        if isinstance(error, (SystemExit, KeyboardInterrupt)):
+            # It would end the event loop of whoever gets it.
+            cause, error = error, RuntimeError(f"the task raised {error!r}")
+            error.__cause__ = cause
         try:
             described = failure(error)
         except BaseException as other:

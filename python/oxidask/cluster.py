@@ -1,4 +1,4 @@
-"""A cluster on this machine: our scheduler, and stock workers or ours."""
+"""A cluster on this machine, in processes or within this one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import distributed
 from distributed.utils import Log, Logs
 
+from oxidask._guest import LocalScheduler, LocalWorker
 from oxidask._scheduler_process import SchedulerProcess
 from oxidask._worker_process import WorkerProcess
 
@@ -20,14 +21,15 @@ class LocalCluster(distributed.LocalCluster):
 
     The workers are stock's unless ``worker_class="oxidask"`` asks for ours.
 
-    The scheduler is a process of its own, which ends with this one. Arguments,
-    methods and representation are those of :class:`distributed.LocalCluster`,
-    which this class extends, with these differences:
+    The scheduler is a process of its own, which ends with this one; with
+    ``processes=False`` it and workers of ours are threads of this process, and values
+    are passed as they are. Arguments, methods and representation are those of
+    :class:`distributed.LocalCluster`, which this class extends, with these differences:
 
-    * ``processes=False`` starts the workers in this process, as stock does, but
-      connected by TCP: the scheduler is elsewhere, so ``inproc://`` cannot be.
-    * ``cluster.scheduler`` is the process, not a ``Scheduler`` object. Ask the
-      scheduler with a client instead.
+    * ``cluster.scheduler`` is the process or thread, not a ``Scheduler`` object. Ask
+      the scheduler with a client instead.
+    * ``processes=False`` with a class of stock's workers starts them in this process,
+      but the scheduler outside, so that ``inproc://`` cannot be.
     * ``scheduler_kwargs`` takes those arguments of ``Scheduler`` that have an
       option or a configuration key; others raise `TypeError`.
     * Modules are found on ``sys.path`` as it is when the cluster starts.
@@ -65,14 +67,15 @@ class LocalCluster(distributed.LocalCluster):
     security : Security, bool, optional
         TLS credentials; ``True`` makes temporary ones.
     protocol : str, optional
-        ``tcp://``, ``tls://``, ``ws://`` or ``wss://``.
+        ``tcp://``, ``tls://``, ``ws://`` or ``wss://``; with ``processes=False`` also
+        ``inproc://``, the default there unless a port or encryption is asked for.
     blocked_handlers : list of str, optional
         Operations that the scheduler refuses.
     interface : str, optional
         Network interface to listen on.
     worker_class : type or str, optional
         Class of the workers: ``Nanny``, ``Worker`` or a class derived from them; or
-        ``"oxidask"`` for ``oxidask worker``, always in processes of their own.
+        ``"oxidask"`` for workers of ours.
     scheduler_kwargs : dict, optional
         More arguments for the scheduler.
     scheduler_sync_interval : float or str
@@ -119,24 +122,26 @@ class LocalCluster(distributed.LocalCluster):
         scheduler_sync_interval: float | str = 1,
         **worker_kwargs: Any,
     ) -> None:
-        if protocol is not None and protocol.startswith("inproc"):
-            raise ValueError(
-                "protocol `inproc://` cannot reach the scheduler, which is a process "
-                "of its own; leave it out or use `tcp://`"
-            )
         if isinstance(worker_class, str):
             if worker_class != "oxidask":
                 raise ValueError(
                     f"worker_class must be a class or 'oxidask', not {worker_class!r}"
                 )
-            if processes is False:
+            is_ours = True
+        else:
+            is_ours = worker_class is None and processes is False
+        self._is_within = is_ours and processes is False
+        if is_ours:
+            worker_class = LocalWorker if self._is_within else WorkerProcess
+            processes = not self._is_within
+        if not self._is_within:
+            if protocol is None:
+                protocol = _default_protocol(host if ip is None else ip, security)
+            elif protocol.startswith("inproc"):
                 raise ValueError(
-                    "worker_class='oxidask' starts processes; leave out processes=False"
+                    "protocol `inproc://` cannot reach the scheduler, which is a process "
+                    "of its own; leave it out or use `tcp://`"
                 )
-            worker_class = WorkerProcess
-            processes = True
-        if protocol is None:
-            protocol = _default_protocol(host if ip is None else ip, security)
         self._silence_logs = silence_logs
         super().__init__(
             name=name,
@@ -168,14 +173,21 @@ class LocalCluster(distributed.LocalCluster):
     async def _start(self) -> None:
         # The base class would make a `Scheduler` of this specification.
         if self.scheduler_spec["cls"] is distributed.Scheduler:
-            self.scheduler_spec = {
-                "cls": SchedulerProcess,
-                "options": {
-                    "options": self.scheduler_spec["options"],
-                    "command": self._command,
-                    "log_level": self._silence_logs,
-                },
-            }
+            options = self.scheduler_spec["options"]
+            if self._is_within:
+                self.scheduler_spec = {
+                    "cls": LocalScheduler,
+                    "options": {"options": options},
+                }
+            else:
+                self.scheduler_spec = {
+                    "cls": SchedulerProcess,
+                    "options": {
+                        "options": options,
+                        "command": self._command,
+                        "log_level": self._silence_logs,
+                    },
+                }
         await super()._start()
 
     async def _get_logs(

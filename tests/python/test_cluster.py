@@ -29,6 +29,9 @@ from oxidask._scheduler_process import SchedulerProcess, command_line
 STOCK = [sys.executable, "-m", "dask", "scheduler"]
 PACKAGE = Path(oxidask.__file__).parents[1]
 
+#: Stock's workers, which start within milliseconds that way; the scheduler is a process.
+IN_THREADS: dict[str, Any] = {"processes": False, "worker_class": distributed.Worker}
+
 
 @pytest.fixture(autouse=True)
 def stock_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +41,7 @@ def stock_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def cluster() -> Iterator[Any]:
     with oxidask.LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"
+        n_workers=1, threads_per_worker=1, **IN_THREADS, dashboard_address=":0"
     ) as cluster:
         yield cluster
 
@@ -79,7 +82,7 @@ def test_local_cluster(cluster: Any) -> None:
 
 def test_process_ends_with_the_cluster() -> None:
     with oxidask.LocalCluster(
-        n_workers=0, processes=False, dashboard_address=None
+        n_workers=0, **IN_THREADS, dashboard_address=None
     ) as cluster:
         scheduler = cluster.scheduler
         assert cluster.dashboard_link == "" or "status" in cluster.dashboard_link
@@ -117,7 +120,7 @@ def test_asynchronous() -> None:
     async def main() -> None:
         async with (
             oxidask.LocalCluster(
-                n_workers=1, processes=False, asynchronous=True, dashboard_address=":0"
+                n_workers=1, **IN_THREADS, asynchronous=True, dashboard_address=":0"
             ) as cluster,
             oxidask.Client(cluster, asynchronous=True) as client,
         ):
@@ -131,7 +134,7 @@ def test_asynchronous() -> None:
 
 
 def test_client_starts_a_cluster() -> None:
-    with oxidask.Client(n_workers=1, processes=False, dashboard_address=":0") as client:
+    with oxidask.Client(n_workers=1, **IN_THREADS, dashboard_address=":0") as client:
         assert isinstance(client, distributed.Client)
         assert isinstance(client.cluster, oxidask.LocalCluster)
         scheduler = client.cluster.scheduler
@@ -143,7 +146,7 @@ def test_client_starts_a_cluster() -> None:
 def test_asynchronous_client_starts_a_cluster() -> None:
     async def main() -> None:
         async with oxidask.Client(
-            n_workers=1, processes=False, dashboard_address=":0", asynchronous=True
+            n_workers=1, **IN_THREADS, dashboard_address=":0", asynchronous=True
         ) as client:
             assert isinstance(client.cluster, oxidask.LocalCluster)
             assert await client.submit(sum, [1, 2]) == 3
@@ -160,7 +163,7 @@ def test_client_of_an_address(cluster: Any) -> None:
 def test_temporary_credentials() -> None:
     pytest.importorskip("cryptography")
     with oxidask.Client(
-        security=True, n_workers=1, processes=False, dashboard_address=":0"
+        security=True, n_workers=1, **IN_THREADS, dashboard_address=":0"
     ) as client:
         assert client.cluster.scheduler_address.startswith("tls://")
         assert client.submit(sum, [1, 2]).result() == 3
@@ -186,7 +189,7 @@ def test_configuration_reaches_the_scheduler(monkeypatch: pytest.MonkeyPatch) ->
         ),
         oxidask.LocalCluster(
             n_workers=0,
-            processes=False,
+            **IN_THREADS,
             dashboard_address=":0",
             blocked_handlers=["feed"],
             scheduler_kwargs={"worker_ttl": "12 s"},
@@ -242,7 +245,7 @@ def test_scheduler_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-c", "print('no such luck'); raise SystemExit(5)"]
     monkeypatch.setattr(oxidask.LocalCluster, "_command", command)
     with pytest.raises(RuntimeError, match="exit code 5") as error:
-        oxidask.LocalCluster(n_workers=0, processes=False)
+        oxidask.LocalCluster(n_workers=0, **IN_THREADS)
     assert "no such luck" in str(error.value)
 
 
@@ -253,7 +256,7 @@ def test_scheduler_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         dask.config.set({"distributed.comm.timeouts.connect": "500 ms"}),
         pytest.raises(RuntimeError, match="did not start in time"),
     ):
-        oxidask.LocalCluster(n_workers=0, processes=False)
+        oxidask.LocalCluster(n_workers=0, **IN_THREADS)
     assert not [
         child
         for child in psutil.Process().children()
@@ -285,7 +288,7 @@ def test_scheduler_that_will_not_go(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_log_is_printed(capfd: pytest.CaptureFixture[str], silent: bool) -> None:
     with oxidask.LocalCluster(
         n_workers=0,
-        processes=False,
+        **IN_THREADS,
         dashboard_address=":0",
         silence_logs=logging.WARN if silent else False,
     ):
@@ -320,11 +323,14 @@ def test_scheduler_does_not_outlive_its_program(tmp_path: Path) -> None:
         pytest.skip("PR_SET_PDEATHSIG is Linux")
     program = textwrap.dedent(
         f"""
-        import os, signal, oxidask
+        import distributed, os, signal, oxidask
         if __name__ == "__main__":
             oxidask.LocalCluster._command = {STOCK!r}
             cluster = oxidask.LocalCluster(
-                n_workers=0, processes=False, dashboard_address=":0"
+                n_workers=0,
+                processes=False,
+                worker_class=distributed.Worker,
+                dashboard_address=":0",
             )
             print(cluster.scheduler.pid, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)

@@ -716,8 +716,6 @@ def test_local_cluster_whose_workers_cannot_start(own_workers: None) -> None:
 
 
 def test_local_cluster_refuses() -> None:
-    with pytest.raises(ValueError, match="processes=False"):
-        oxidask.LocalCluster(worker_class="oxidask", processes=False)
     with pytest.raises(ValueError, match="a class or 'oxidask', not 'stock'"):
         oxidask.LocalCluster(worker_class="stock")
     with pytest.raises(TypeError, match=r"\['plugins'\] are not supported"):

@@ -4,18 +4,19 @@
 //!  oxidask, python -m oxidask ──► main ──► oxidask_cli::main
 //!  tests of the order         ──► order_indices
 //!  oxidask worker             ──► worker::Factory ──► oxidask._worker
+//!  LocalCluster(processes=False) ──► Guest, and Channel to connect to it
 //! ```
 
 use std::ffi::{OsString, c_int};
-use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use mimalloc::MiMalloc;
-use oxidask_server::options::PythonCommand;
 use pyo3::prelude::*;
 
+mod channel;
+mod guest;
 mod order;
 mod worker;
 
@@ -26,11 +27,17 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 #[pymodule]
 mod _oxidask {
     #[pymodule_export]
+    use super::channel::Channel;
+    #[pymodule_export]
+    use super::guest::{Guest, read_logs, take_logs};
+    #[pymodule_export]
     use super::main;
     #[pymodule_export]
     use super::order::order_indices;
     #[pymodule_export]
-    use super::worker::{Inbox, Link, Queue, Request, Task, ValueType, held_counts};
+    use super::worker::{
+        Inbox, Link, Queue, Reference, Request, Task, ValueType, held_counts, reference_count,
+    };
 }
 
 /// Runs the command line `argv`, which begins with the program's name, and
@@ -40,12 +47,7 @@ mod _oxidask {
 #[pyfunction]
 #[pyo3(signature = (argv, /))]
 fn main(py: Python<'_>, argv: Vec<OsString>) -> PyResult<i32> {
-    let sys = py.import("sys")?;
-    let path = |name: &str| -> PyResult<PathBuf> { sys.getattr(name)?.extract() };
-    let python = PythonCommand {
-        executable: path("executable")?,
-        prefixes: vec![path("prefix")?, path("exec_prefix")?],
-    };
+    let python = guest::interpreter(py)?;
     // Python's own handler would be called as well, and end an orderly
     // shutdown with a KeyboardInterrupt. `_signal` is built in; `signal` would
     // cost milliseconds to import.

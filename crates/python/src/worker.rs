@@ -21,6 +21,7 @@ mod held;
 mod inbox;
 mod link;
 mod queue;
+mod reference;
 mod scalar;
 mod strided;
 mod task;
@@ -29,10 +30,12 @@ use std::sync::Arc;
 
 use oxidask_server::worker::{Executor, ExecutorFactory, ExecutorSettings};
 
+pub(crate) use convert::{frame_of_python, frames_to_python};
 pub(crate) use held::held_counts;
 pub(crate) use inbox::{Inbox, Request};
 pub(crate) use link::Link;
 pub(crate) use queue::Queue;
+pub(crate) use reference::{Reference, reference_count};
 pub(crate) use task::{Task, ValueType};
 
 /// Makes executors with the interpreter of this process.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use oxidask_wire::pickle::{PickleArg, exception_pickle};
+use oxidask_wire::value::is_reference_header;
 use oxidask_wire::{Key, Map, Serialized, Str, Value, message};
 use oxidask_worker::task::TaskFailure;
 use pyo3::buffer::PyUntypedBuffer;
@@ -14,6 +15,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyList, PyMemoryView, PyString, PyTuple};
 
 use super::held::{HeldBuffer, HeldStrides};
+use super::reference::Reference;
 use super::strided::StridedArray;
 
 /// Smaller buffers are copied. Chosen: a page costs less to copy than an object to
@@ -120,7 +122,12 @@ fn list_of_frames<'py>(
     make: impl Fn(Bytes) -> Frame,
 ) -> PyResult<Bound<'py, PyList>> {
     let list = PyList::empty(py);
+    let mut is_reference = false;
     for frame in frames {
+        if std::mem::replace(&mut is_reference, is_reference_header(&frame)) {
+            list.append(Reference(frame))?;
+            continue;
+        }
         // Memory views, as stock's connections give them.
         let memory = if frame.len() <= COPIED_NBYTES_MAX {
             PyByteArray::new(py, &frame).into_any()
@@ -134,6 +141,9 @@ fn list_of_frames<'py>(
 
 /// Bytes of a Python object, held where they are unless they are few.
 pub(crate) fn frame_of_python(object: &Bound<'_, PyAny>) -> PyResult<Bytes> {
+    if let Ok(reference) = object.cast_exact::<Reference>() {
+        return Ok(reference.get().0.clone());
+    }
     if let Ok(bytes) = object.cast_exact::<PyBytes>()
         && bytes.as_bytes().len() <= COPIED_NBYTES_MAX
     {

@@ -30,6 +30,7 @@ use super::held::{self, Live};
 use super::inbox::{Item, Items};
 use super::link::Link;
 use super::queue::{Job, Jobs};
+use super::reference;
 use super::scalar::{self, Scalars};
 use super::task::{Task, ValueType};
 
@@ -240,6 +241,10 @@ fn live(datum: &Datum) -> Option<&Live> {
 }
 
 fn load(py: Python<'_>, shared: &Shared, serialized: Serialized) -> PyResult<Py<PyAny>> {
+    if let Some(frame) = serialized.as_reference() {
+        let live = reference::resolve(frame).ok_or_else(reference::unknown)?;
+        return Ok(live.get(py));
+    }
     // An array shares its memory with its serialised form, as one does that a task made.
     let shares = shared.arrays.contain(&serialized);
     let Serialized { header, frames } = serialized;
@@ -373,6 +378,13 @@ fn serialize(
     } else {
         deserialized(py, shared, &value.datum)?.into_bound(py)
     };
+    let by_reference = serializers.is_some_and(|names| names == [reference::FAMILY]);
+    if by_reference && !value.is_actor {
+        let live = Arc::new(Live::new(object.unbind()));
+        return Ok(Serialized::reference(reference::frame(live)));
+    }
+    // Of a proxy its own family.
+    let serializers = serializers.filter(|_| !by_reference);
     let serializers = serializers.map(|names| names.iter().map(Str::as_str).collect::<Vec<_>>());
     let dumped = hooks.dump.bind(py).call1((object, serializers))?;
     let (header, frames) = dumped.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()?;
@@ -527,6 +539,17 @@ impl Executor for PythonExecutor {
                 .unwrap_or_else(|_| vec![Serialized::error("Worker is shutting down"); count])
         }
         .boxed()
+    }
+
+    fn passes_references(&self) -> bool {
+        self.shared.settings.passes_references
+    }
+
+    fn reference(&self, value: &Outgoing) -> Option<Serialized> {
+        // Of an actor others get a proxy.
+        let object = value.datum.object().filter(|_| !value.is_actor)?;
+        let live = object.clone().downcast::<Live>().ok()?;
+        Some(Serialized::reference(reference::frame(live)))
     }
 
     fn call(&self, request: Request) -> BoxFuture<'_, Option<Answer>> {

@@ -69,6 +69,8 @@ impl Link {
         dict.set_item("tls_worker_cert", tls(security.cert.as_ref()))?;
         dict.set_item("tls_worker_key", tls(security.key.as_ref()))?;
         dict.set_item("require_encryption", security.require_encryption)?;
+        dict.set_item("is_guest", settings.is_guest)?;
+        dict.set_item("passes_references", settings.passes_references)?;
         Ok(dict)
     }
 
