@@ -14,12 +14,23 @@ import dask.config
 import distributed
 from distributed.core import Status
 from distributed.deploy.spec import ProcessInterface
+from distributed.versions import get_versions
 
-from oxidask import _inproc, _scheduler_process, _worker_process
+# Two of them only so that native code finds them imported when it starts.
+from oxidask import (
+    _graph_threads,  # noqa: F401
+    _inproc,
+    _scheduler_process,
+    _worker,  # noqa: F401
+    _worker_process,
+)
 from oxidask._oxidask import Guest, read_logs, take_logs
 from oxidask._process import environment
 
 __all__ = ["LocalScheduler", "LocalWorker"]
+
+# Every client and worker asks for them, the first one for longer than all else takes.
+get_versions()
 
 #: Seconds that a scheduler which was asked to close by a message may take.
 CLOSE_TIMEOUT = 5.0

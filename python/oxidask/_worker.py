@@ -383,10 +383,10 @@ class Worker(StockWorker):  # type: ignore[misc]
             # The offload pool is everybody's.
             if name == "offload":
                 continue
-            try:
+            if threading.main_thread().is_alive():
                 await asyncio.to_thread(executor.shutdown, wait=wait)
-            except RuntimeError:
-                # The program ends, which starts no more threads.
+            else:
+                # The program of which this is a guest ends, and starts no more threads.
                 executor.shutdown(wait=False)
         for known, handler in self._log_handlers:
             known.removeHandler(handler)

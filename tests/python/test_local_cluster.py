@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import signal
 import subprocess
@@ -202,6 +203,19 @@ def test_addresses_and_representation(cluster: Any, client: Any) -> None:
     assert {worker.address for worker in cluster.workers.values()} == set(info)
 
 
+def test_logs(cluster: Any, client: Any, addresses: list[str]) -> None:
+    def log(dask_worker: Any) -> None:
+        logging.getLogger("distributed.worker").warning("own %s", dask_worker.name)
+
+    client.run(log)
+    assert set(cluster.get_logs()) == {"Cluster", "Scheduler", *addresses}
+    logs = client.get_worker_logs()
+    assert set(logs) == set(addresses)
+    # One log for the process, and each record once for every worker at most.
+    (lines, _) = ([text for _, text in logs[own]] for own in addresses)
+    assert 1 <= sum("own 0" in line for line in lines) <= len(addresses)
+
+
 def test_defaults(package: Any) -> None:
     with (
         package.LocalCluster(processes=False, dashboard_address=":0") as cluster,
@@ -326,7 +340,8 @@ class Counter:
 
 
 def test_actors(client: Any) -> None:
-    counter = client.submit(Counter, actor=True).result()
+    counting = client.submit(Counter, actor=True)
+    counter = counting.result()
     thing = Thing()
     assert counter.add(thing).result() is thing
     assert [counter.add(i).result() for i in range(3)] == [0, 1, 2]
@@ -507,6 +522,10 @@ def _threads() -> set[str]:
     return {thread.name for thread in threading.enumerate()}
 
 
+def _children() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
 def _native_thread_count() -> int:
     return psutil.Process().num_threads()
 
@@ -524,8 +543,9 @@ def test_nothing_is_left(package: Any, tmp_path: Path) -> None:
         ):
             assert client.submit(lambda: Thing(1), pure=False).result().inner == 1
             assert client.submit(sum, [1, 2]).result() == 3
-            assert not psutil.Process().children() or package is distributed
+            assert package is distributed or _children() <= children
 
+    children = _children()
     # What outlives the first one stays for good: the offload pool, profilers.
     use()
     threads = _threads()
@@ -541,7 +561,7 @@ def test_nothing_is_left(package: Any, tmp_path: Path) -> None:
     eventually(lambda: _threads() <= threads)
     eventually(lambda: _native_thread_count() <= count)
     eventually(lambda: gc.collect() >= 0 and psutil.Process().num_fds() <= descriptors)
-    assert not psutil.Process().children()
+    assert _children() <= children
     assert not list(tmp_path.rglob("worker-*"))
     assert interval == sys.getswitchinterval()
     assert handlers == {
@@ -647,8 +667,6 @@ def test_start_time(package: Any) -> None:
 def test_log_goes_to_logging(
     package: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import logging
-
     logger = logging.getLogger("distributed.scheduler")
     monkeypatch.setattr(logger, "propagate", True)
     monkeypatch.setattr(logging.getLogger("distributed"), "propagate", True)
@@ -675,10 +693,10 @@ def test_task_that_wants_to_end_the_process() -> None:
 
 def test_plugin_host_has_its_own_process() -> None:
     with oxidask.Client(processes=False, n_workers=1, dashboard_address=":0") as client:
-        assert not psutil.Process().children(recursive=True)
+        children = _children()
         pid = client.run_on_scheduler(os.getpid)
         assert pid != os.getpid()
-        assert pid in {child.pid for child in psutil.Process().children(recursive=True)}
+        assert pid in _children() - children
     eventually(lambda: not psutil.pid_exists(pid))
 
 

@@ -71,7 +71,8 @@ impl Guest {
             executors: &worker::Factory,
             log,
             running: Box::new(move |address| {
-                Python::attach(|py| {
+                // Nobody waits for it if the interpreter is gone.
+                let _ = Python::try_attach(|py| {
                     if let Err(error) = running.call1(py, (address,)) {
                         error.write_unraisable(py, None);
                     }
