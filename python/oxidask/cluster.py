@@ -15,11 +15,14 @@ from oxidask._worker_process import WorkerProcess
 
 __all__ = ["LocalCluster"]
 
+logger = logging.getLogger(__name__)
+
 
 class LocalCluster(distributed.LocalCluster):
     """Start the Oxidask scheduler and workers on this machine.
 
-    The workers are stock's unless ``worker_class="oxidask"`` asks for ours.
+    The workers are ours, ``oxidask worker``, unless `worker_class` names another class
+    or there is an argument for workers that only stock's know.
 
     The scheduler is a process of its own, which ends with this one; with
     ``processes=False`` it and workers of ours are threads of this process, and values
@@ -74,8 +77,8 @@ class LocalCluster(distributed.LocalCluster):
     interface : str, optional
         Network interface to listen on.
     worker_class : type or str, optional
-        Class of the workers: ``Nanny``, ``Worker`` or a class derived from them; or
-        ``"oxidask"`` for workers of ours.
+        Class of the workers, if they are to be stock's: ``Nanny``, ``Worker`` or a
+        class derived from them. ``"oxidask"`` for workers of ours and no others.
     scheduler_kwargs : dict, optional
         More arguments for the scheduler.
     scheduler_sync_interval : float or str
@@ -129,7 +132,13 @@ class LocalCluster(distributed.LocalCluster):
                 )
             is_ours = True
         else:
-            is_ours = worker_class is None and processes is False
+            is_ours = worker_class is None
+            if is_ours and processes is not False:
+                try:
+                    WorkerProcess("", **worker_kwargs)
+                except TypeError as error:
+                    logger.warning("Stock's workers are started: %s", error)
+                    is_ours = False
         self._is_within = is_ours and processes is False
         if is_ours:
             worker_class = LocalWorker if self._is_within else WorkerProcess

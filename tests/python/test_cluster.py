@@ -25,6 +25,7 @@ import psutil
 import pytest
 from distributed.core import Status
 from oxidask._scheduler_process import SchedulerProcess, command_line
+from oxidask._worker_process import WorkerProcess
 
 STOCK = [sys.executable, "-m", "dask", "scheduler"]
 PACKAGE = Path(oxidask.__file__).parents[1]
@@ -101,13 +102,31 @@ def test_processes() -> None:
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
-        assert isinstance(cluster.workers[0], distributed.Nanny)
+        assert isinstance(cluster.workers[0], WorkerProcess)
         assert client.submit(os.getpid).result() != os.getpid()
         (worker,) = client.scheduler_info()["workers"].values()
+        assert worker["nanny"] == cluster.workers[0].address
         assert worker["nthreads"] == 2
         assert worker["memory_limit"] == 1 << 30
         assert worker["resources"] == {"GPU": 1}
         assert worker["name"] == 0
+
+
+def test_stock_workers_take_what_ours_do_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with (
+        oxidask.LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            dashboard_address=":0",
+            heartbeat_interval="300ms",
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        assert isinstance(cluster.workers[0], distributed.Nanny)
+        assert client.submit(sum, [1, 2]).result() == 3
+    assert "worker arguments ['heartbeat_interval'] are not" in caplog.text
 
 
 def test_adapt(cluster: Any) -> None:
