@@ -28,6 +28,8 @@ struct Bundle {
     blob: Bytes,
     /// Tasks that refer to it.
     task_count: u32,
+    /// More may come to.
+    is_coming: bool,
     requested: bool,
     /// Pickles by index, until sent.
     specs: Vec<RunSpec>,
@@ -42,6 +44,7 @@ impl Bundles {
         let bundle = Bundle {
             blob,
             task_count: 0,
+            is_coming: true,
             requested: false,
             specs: Vec::new(),
             waiting: Vec::new(),
@@ -57,11 +60,11 @@ impl Bundles {
         }
     }
 
-    /// One task less refers to it; the last one drops it.
+    /// One task less refers to it; the last one drops it, if its graph is taken in.
     pub(crate) fn release(&mut self, bundle: u32) {
         if let Some(entry) = self.by_id.get_mut(&bundle) {
             entry.task_count = entry.task_count.saturating_sub(1);
-            if entry.task_count == 0 {
+            if entry.task_count == 0 && !entry.is_coming {
                 self.by_id.remove(&bundle);
             }
         }
@@ -72,14 +75,13 @@ impl Bundles {
         self.by_id.get(&bundle).map(|bundle| bundle.blob.clone())
     }
 
-    /// Drops a bundle that no task came to refer to.
+    /// No more tasks come to refer to a bundle; drops it if there are none.
     pub(crate) fn drop_unused(&mut self, bundle: u32) {
-        if self
-            .by_id
-            .get(&bundle)
-            .is_some_and(|entry| entry.task_count == 0)
-        {
-            self.by_id.remove(&bundle);
+        if let Some(entry) = self.by_id.get_mut(&bundle) {
+            entry.is_coming = false;
+            if entry.task_count == 0 {
+                self.by_id.remove(&bundle);
+            }
         }
     }
 

@@ -67,6 +67,22 @@ fn a_task_that_a_queue_wants_is_computed_although_its_client_left() {
     panic!("the graph never came in");
 }
 
+/// What the first tasks of a graph need is lost while others are still to come. Found by
+/// the simulator, seed 2936.
+#[test]
+fn a_bundle_stays_while_tasks_of_it_are_coming() {
+    for slices in 0..SLICES_MAX {
+        let mut env = env();
+        env.command("worker alice");
+        env.command("scatter ada d alice");
+        let submit = "submit ada a b e f g: a <- d; b <- d; e; f; g | bundle=1";
+        if interrupt(&mut env, submit, slices, &["drop alice d"]) {
+            return;
+        }
+    }
+    panic!("the graph never came in");
+}
+
 #[test]
 fn nothing_is_sent_for_a_client_that_left() {
     for slices in 0..SLICES_MAX {
