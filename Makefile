@@ -111,6 +111,7 @@ bench: build ## Short benchmarks against stock, in one run.
 soak: $(STAMPS)/cargo-nextest ## Property tests of the cores, a hundred times longer than in CI, and simulated clusters.
 	PROPTEST_CASES=25600 cargo nextest run --release --locked --package oxidask-wire --package oxidask-scheduler
 	cargo run --quiet --release --locked --package oxidask-sim -- --seconds $(SOAK_SECONDS)
+	cargo run --quiet --release --locked --package oxidask-sim -- --seed 1 --machines 10000
 
 # The short form of the same is part of `make test`.
 races: build ## Cancelled and resubmitted tasks, workers that die and connections that break, 10,000 rounds.

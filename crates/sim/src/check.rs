@@ -54,7 +54,7 @@ impl Cluster<'_> {
         let is_quiet = node.up.on_its_way == 0 && node.down.on_its_way == 0;
         let Some(id) = node
             .id
-            .filter(|_| is_quiet && node.is_alive && !node.is_cut_off)
+            .filter(|_| is_quiet && node.is_alive && !node.is_closing && !node.is_cut_off)
         else {
             return;
         };
@@ -160,6 +160,8 @@ impl Cluster<'_> {
                 let has_happened = match kind {
                     "boom" => task.failures > 0,
                     "unstorable" => task.unstorable > 0,
+                    "p2p" => task.p2p.is_some(),
+                    "unreadable" => task.unreadable > 0,
                     "nested" => !task.submits.is_empty(),
                     _ => false,
                 };
@@ -174,9 +176,17 @@ impl Cluster<'_> {
                 text.contains("KilledWorker") && self.tally.deaths > settings.allowed_failures
                     || text.contains("WorkerError") && settings.no_workers_timeout.is_some()
                     || text.contains("MemoryError")
+                    || text.contains("Worker holding Actor was lost")
+                        && self.depends_on_actor(number)
             }
         };
         assert!(is_true, "{key} is said to have failed by {exception:?}");
+    }
+
+    fn depends_on_actor(&self, number: usize) -> bool {
+        let task = &self.plan.tasks[number];
+        let mut dependencies = task.dependencies.iter();
+        task.is_actor || dependencies.any(|&task| self.depends_on_actor(task))
     }
 
     fn depends_on(&self, number: usize, cause: usize) -> bool {
@@ -191,7 +201,11 @@ impl Cluster<'_> {
     /// gone without the scheduler's knowing.
     pub(crate) fn is_settled(&self) -> bool {
         let mut workers = self.workers.iter();
-        workers.all(|node| node.is_alive || node.id.is_none()) && self.are_clients_settled()
+        let is_known = workers.all(|node| {
+            let has_left = !node.is_alive || node.is_closing;
+            !has_left || node.id.is_none()
+        });
+        is_known && self.are_clients_settled()
     }
 
     fn are_clients_settled(&self) -> bool {
@@ -303,7 +317,7 @@ impl Cluster<'_> {
             let worker = self.registered.get(&worker);
             worker.is_some_and(|&worker| {
                 let node = &self.workers[worker];
-                node.is_alive && node.store.contains_key(key)
+                node.is_alive && !node.is_closing && node.store.contains_key(key)
             })
         })
     }
@@ -348,7 +362,9 @@ impl Cluster<'_> {
         for (number, task) in self.plan.tasks.iter().enumerate() {
             let sent = self.tally.sent[number];
             // Whatever disturbs may take a result away, and every submission may ask for it again.
-            let reasons = self.tally.disturbances * (1 + submissions);
+            // So may a run of a shuffle, which begins anew if something happens to it.
+            let reasons = self.tally.disturbances + self.layouts.len() as u32;
+            let reasons = reasons * (1 + submissions);
             let most = submissions.max(1) + self.tally.explained[number] + reasons;
             assert!(
                 sent <= most,

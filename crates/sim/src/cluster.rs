@@ -1,9 +1,10 @@
 //! A cluster: what is there, and what will happen to it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use indexmap::IndexMap;
+use oxidask_scheduler::instruction::CreateShuffleRun;
 use oxidask_scheduler::{Event, Failure, RequestId, StimulusId, ToClient};
 use oxidask_wire::{Key, Value};
 use oxidask_worker::instruction::{GatherDep, SendMessageToScheduler};
@@ -12,6 +13,7 @@ use crate::Outcome;
 use crate::client::Client;
 use crate::coverage::Coverage;
 use crate::network::Agenda;
+use crate::p2p::{Answered, Ask};
 use crate::plan::{Expansion, Machine, Micros, Plan};
 use crate::reference;
 use crate::scheduler::SchedulerNode;
@@ -27,8 +29,10 @@ const SETTLE_MAX: Micros = 600_000_000;
 /// Time after the last client left in which everything has to be forgotten.
 const EMPTY_MAX: Micros = 120_000_000;
 
-/// Events after which a run that is not over is taken to have lost its way.
+/// Events after which a run that is not over is taken to have lost its way; and more
+/// for every machine.
 const EVENTS_MAX: u64 = 3_000_000;
+const EVENTS_MAX_PER_MACHINE: u64 = 2_000;
 
 /// The wall clock at the beginning.
 const EPOCH: f64 = 1_700_000_000.0;
@@ -41,6 +45,8 @@ pub(crate) enum Happening {
     Step(usize),
     /// All faults are over.
     Heal,
+    /// The scheduler stands still no more.
+    GoOn,
 
     /// `register-worker` arrives.
     Register { worker: usize },
@@ -57,6 +63,8 @@ pub(crate) enum Happening {
     },
     /// The scheduler notices that a worker's stream has ended.
     WorkerGone { worker: usize },
+    /// The scheduler notices that the connection has broken by which a worker registered.
+    RegistrationLost { id: oxidask_scheduler::WorkerId },
     /// A client's message arrives.
     FromClient {
         client: usize,
@@ -77,6 +85,17 @@ pub(crate) enum Happening {
     Continue,
     /// The scheduler looks for silent workers.
     CheckTtl,
+    /// A task of a shuffle asks for something.
+    Asked(Ask),
+    /// The scheduler notices that whoever asked is gone.
+    AskLost { request: RequestId },
+    /// The graph helper has laid out a run of a shuffle.
+    LaidOut(Box<CreateShuffleRun>),
+    /// Workers have answered `shuffle_inputs_done`.
+    InputsDone {
+        request: RequestId,
+        workers: Vec<Arc<str>>,
+    },
     /// An adaptive cluster asks for a target.
     Adaptive,
     /// `retire_workers` arrives.
@@ -102,13 +121,49 @@ pub(crate) enum Happening {
     },
 }
 
+impl Happening {
+    /// Whether it is the scheduler that acts.
+    fn is_for_scheduler(&self) -> bool {
+        match self {
+            Self::Register { .. }
+            | Self::FromWorker { .. }
+            | Self::HeartbeatArrives { .. }
+            | Self::WorkerGone { .. }
+            | Self::RegistrationLost { .. }
+            | Self::FromClient { .. }
+            | Self::ClientGone { .. }
+            | Self::Expanded { .. }
+            | Self::Exploded { .. }
+            | Self::Tick { .. }
+            | Self::Continue
+            | Self::CheckTtl
+            | Self::Asked(_)
+            | Self::AskLost { .. }
+            | Self::LaidOut(_)
+            | Self::InputsDone { .. }
+            | Self::Adaptive
+            | Self::Retire { .. }
+            | Self::Replicate { .. }
+            | Self::Retry { .. } => true,
+            Self::Step(_)
+            | Self::Heal
+            | Self::GoOn
+            | Self::AtWorker { .. }
+            | Self::Thaw { .. }
+            | Self::Start { .. }
+            | Self::ToClient { .. }
+            | Self::Scattered { .. } => false,
+        }
+    }
+}
+
 /// What comes to a worker; kept while it stands still.
 #[derive(Debug)]
 pub(crate) enum AtWorker {
     /// The answer to its registration.
     Registered { accepted: bool },
     /// On its stream.
-    Message(Message),
+    Messages(Vec<Message>),
     /// Its stream has ended.
     StreamEnded,
     /// Time for a heartbeat.
@@ -117,6 +172,14 @@ pub(crate) enum AtWorker {
     BeatAnswered { known: bool },
     /// A run ends.
     Ran { key: Key, token: u64 },
+    /// A run asks the scheduler for something.
+    Asks { key: Key, token: u64 },
+    /// It is answered.
+    Answered {
+        key: Key,
+        token: u64,
+        answered: Answered,
+    },
     /// A run secedes.
     Secedes { key: Key, token: u64 },
     /// A peer asks for data.
@@ -136,6 +199,8 @@ pub(crate) enum AtWorker {
     Scatter { client: usize, task: usize },
     /// Its memory is looked at.
     ObserveMemory,
+    /// It has taken its leave.
+    Closed,
 }
 
 /// What a peer answers.
@@ -175,6 +240,10 @@ pub(crate) struct Cluster<'a> {
     pub(crate) scheduler: SchedulerNode,
     /// Every worker that there ever was.
     pub(crate) workers: Vec<WorkerNode>,
+    /// What an event of the scheduler's has to say to workers.
+    pub(crate) batches: IndexMap<usize, Vec<Message>>,
+    /// The last worker of each address.
+    pub(crate) addresses: HashMap<Arc<str>, usize>,
     /// The worker of each machine.
     pub(crate) machines: Vec<Option<usize>>,
     /// Descriptions of machines, with the one that comes in the end.
@@ -188,6 +257,12 @@ pub(crate) struct Cluster<'a> {
     pub(crate) clients_by_id: IndexMap<oxidask_scheduler::ClientId, usize>,
     /// Peers that cannot be reached: from, to, until.
     pub(crate) cuts: Vec<(usize, usize, Micros)>,
+    /// Requests of tasks that are not answered yet.
+    pub(crate) asks: IndexMap<RequestId, Ask>,
+    /// The run of its shuffle in which each task did its part.
+    pub(crate) shuffle_runs: Vec<i64>,
+    /// Workers of output partitions, by shuffle and run.
+    pub(crate) layouts: HashMap<(usize, i64), Vec<Arc<str>>>,
     pub(crate) replies: Vec<(RequestId, Result<Value, Failure>)>,
     pub(crate) keys: Vec<Key>,
     pub(crate) numbers: IndexMap<Key, usize>,
@@ -197,6 +272,8 @@ pub(crate) struct Cluster<'a> {
     pub(crate) events: u64,
     stimuli: u64,
     is_healed: bool,
+    /// What came for the scheduler while it stood still; none while it goes on.
+    pub(crate) stalled: Option<VecDeque<Happening>>,
 }
 
 /// What happened to each task, by number.
@@ -206,6 +283,8 @@ pub(crate) struct Tally {
     pub(crate) begun: Vec<u32>,
     /// Runs that were sent to workers.
     pub(crate) sent: Vec<u32>,
+    /// Transfers that brought a value which could not be read.
+    pub(crate) unread: Vec<u32>,
     /// Numbers of runs that began.
     pub(crate) run_ids: HashSet<i64>,
     /// Sent again for a reason that is the task's own or stealing's.
@@ -236,6 +315,8 @@ impl<'a> Cluster<'a> {
             agenda: Agenda::new(),
             scheduler: SchedulerNode::new(&plan.settings),
             workers: Vec::new(),
+            batches: IndexMap::new(),
+            addresses: HashMap::new(),
             machines: vec![None; descriptions.len()],
             descriptions,
             registered: IndexMap::new(),
@@ -243,6 +324,9 @@ impl<'a> Cluster<'a> {
             seats: vec![None; plan.clients],
             clients_by_id: IndexMap::new(),
             cuts: Vec::new(),
+            asks: IndexMap::new(),
+            shuffle_runs: vec![0; count],
+            layouts: HashMap::new(),
             replies: Vec::new(),
             keys,
             numbers,
@@ -250,6 +334,7 @@ impl<'a> Cluster<'a> {
             tally: Tally {
                 begun: vec![0; count],
                 sent: vec![0; count],
+                unread: vec![0; count],
                 run_ids: HashSet::new(),
                 explained: vec![0; count],
                 disturbances: 0,
@@ -259,6 +344,7 @@ impl<'a> Cluster<'a> {
             events: 0,
             stimuli: 0,
             is_healed: false,
+            stalled: None,
         }
     }
 
@@ -309,19 +395,27 @@ impl<'a> Cluster<'a> {
     }
 
     fn play(&mut self, is_over: impl Fn(&Self) -> bool) {
+        let events_max = EVENTS_MAX + EVENTS_MAX_PER_MACHINE * self.machines.len() as u64;
         while !is_over(self) {
             let happening = self.agenda.next().expect("heartbeats never end");
             self.events += 1;
             assert!(
-                self.events < EVENTS_MAX,
-                "after {EVENTS_MAX} events the run is not over"
+                self.events < events_max,
+                "after {events_max} events the run is not over"
             );
             self.happen(happening);
         }
     }
 
     fn happen(&mut self, happening: Happening) {
+        if let Some(waiting) = &mut self.stalled
+            && happening.is_for_scheduler()
+        {
+            waiting.push_back(happening);
+            return;
+        }
         match happening {
+            Happening::GoOn => self.go_on(),
             Happening::Step(number) => self.step(number),
             Happening::Heal => {
                 self.heal();
@@ -335,6 +429,7 @@ impl<'a> Cluster<'a> {
                 nbytes,
             } => self.heartbeat_arrives(worker, executing, nbytes),
             Happening::WorkerGone { worker } => self.worker_gone(worker),
+            Happening::RegistrationLost { id } => self.registration_lost(id),
             Happening::FromClient { client, message } => self.client_says(client, message),
             Happening::ClientGone { client } => self.client_gone(client),
             Happening::Expanded { client, submission } => self.expanded(client, &submission),
@@ -347,6 +442,10 @@ impl<'a> Cluster<'a> {
                 }
             }
             Happening::CheckTtl => self.check_ttl(),
+            Happening::Asked(ask) => self.asked(ask),
+            Happening::AskLost { request } => self.ask_lost(request),
+            Happening::LaidOut(create) => self.laid_out(&create),
+            Happening::InputsDone { request, workers } => self.inputs_done(request, workers),
             Happening::Adaptive => self.adapt(),
             Happening::Retire { addresses } => self.retire_workers(&addresses),
             Happening::Replicate { address, key } => self.replicate(&address, key),
@@ -356,13 +455,20 @@ impl<'a> Cluster<'a> {
             Happening::Start {
                 machine,
                 same_address,
-            } => self.start(machine, same_address),
+            } => self.start(machine, same_address, None),
             Happening::ToClient { client, message } => self.client_hears(client, message),
             Happening::Scattered {
                 client,
                 task,
                 holder,
             } => self.scattered(client, task, &holder),
+        }
+    }
+
+    /// The scheduler stands still no more.
+    pub(crate) fn go_on(&mut self) {
+        for happening in self.stalled.take().into_iter().flatten() {
+            self.happen(happening);
         }
     }
 

@@ -4,6 +4,7 @@ use oxidask_scheduler::Event;
 
 use crate::cluster::{AtWorker, Cluster, Happening, Submission};
 use crate::plan::Action;
+use crate::worker::NANNY_PAUSE;
 
 impl Cluster<'_> {
     pub(crate) fn step(&mut self, number: usize) {
@@ -74,7 +75,8 @@ impl Cluster<'_> {
                     self.connect(*client, None);
                 }
             }
-            Action::Start { machine } => self.start(*machine, false),
+            Action::Start { machine } => self.start(*machine, false, None),
+            Action::StartTwice { machine, noticed } => self.start(*machine, false, Some(*noticed)),
             Action::Crash {
                 machine,
                 flushed,
@@ -107,6 +109,10 @@ impl Cluster<'_> {
                     self.agenda.after(*time, Happening::Thaw { worker });
                 }
             }
+            Action::Stall { time } => {
+                self.stalled.get_or_insert_default();
+                self.agenda.after(*time, Happening::GoOn);
+            }
             Action::Pause { machine, time } => {
                 if let Some(worker) = self.ready(*machine) {
                     let until = self.agenda.now + time;
@@ -115,6 +121,23 @@ impl Cluster<'_> {
                     self.observe_memory(worker);
                     let what = AtWorker::ObserveMemory;
                     self.agenda.at(until, Happening::AtWorker { worker, what });
+                }
+            }
+            Action::SlowDisk {
+                machine,
+                read,
+                time,
+            } => {
+                if let Some(worker) = self.machines[*machine] {
+                    self.workers[worker].disk = (*read, self.agenda.now + time);
+                }
+            }
+            Action::Damage { machine, task } => {
+                let key = &self.keys[*task];
+                if let Some(worker) = self.machines[*machine]
+                    && self.workers[worker].store.contains_key(key)
+                {
+                    self.workers[worker].damaged.insert(key.clone());
                 }
             }
             Action::Cut { from, to, time } => {
@@ -144,7 +167,8 @@ impl Cluster<'_> {
     /// A worker that can be spoken to and is not standing still.
     fn ready(&self, machine: usize) -> Option<usize> {
         let worker = self.machines[machine]?;
-        (!self.workers[worker].is_frozen).then_some(worker)
+        let node = &self.workers[worker];
+        (!node.is_frozen && !node.is_closing).then_some(worker)
     }
 
     /// What is under way is lost; the scheduler notices at once, the worker later.
@@ -173,27 +197,26 @@ impl Cluster<'_> {
         for machine in 0..self.machines.len() {
             if let Some(worker) = self.machines[machine] {
                 self.die(worker, true);
-                self.agenda.after(
-                    500_000,
-                    Happening::Start {
-                        machine,
-                        same_address: false,
-                    },
-                );
+                let start = Happening::Start {
+                    machine,
+                    same_address: false,
+                };
+                self.agenda.after(NANNY_PAUSE, start);
             }
         }
     }
 
     /// All faults are over, and a new worker comes that can run everything.
     pub(crate) fn heal(&mut self) {
+        self.go_on();
         self.cuts.clear();
         for worker in 0..self.workers.len() {
             self.thaw(worker);
             self.workers[worker].short_until = 0;
-            if self.workers[worker].is_alive {
+            if self.workers[worker].is_alive && !self.workers[worker].is_closing {
                 self.observe_memory(worker);
             }
         }
-        self.start(self.plan.machines.len(), false);
+        self.start(self.plan.machines.len(), false, None);
     }
 }

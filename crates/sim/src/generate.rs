@@ -1,6 +1,6 @@
 //! A plan of a seed.
 
-use crate::plan::{Action, Expansion, Machine, Plan, Settings, Step, Task};
+use crate::plan::{Action, Expansion, Machine, P2p, Plan, Role, Settings, Step, Task};
 use crate::random::Random;
 
 /// Makes a plan. The same seed makes the same plan.
@@ -27,6 +27,40 @@ pub fn generate(seed: u64) -> Plan {
         clients: maker.clients,
         steps: maker.steps,
     }
+}
+
+/// Makes a plan of many workers, of which a few in a hundred have something happen to
+/// them: two tasks a worker, pairs of which are added to something that everybody needs,
+/// and all of those added up.
+pub fn generate_wide(seed: u64, machines: usize) -> Plan {
+    let mut maker = Maker {
+        random: Random::new(seed ^ 0x51de),
+        tasks: Vec::new(),
+        graphs: Vec::new(),
+        steps: Vec::new(),
+        clients: 1,
+        machines,
+    };
+    maker.wide_workload();
+    maker.wide_script();
+    maker.steps.sort_by_key(|step| step.at);
+    let mut plan = Plan {
+        seed,
+        settings: Settings {
+            delay_max: 10_000,
+            heartbeat_interval: 10_000_000,
+            validate_every: machines as u64,
+            ..Settings::default()
+        },
+        tasks: maker.tasks,
+        machines: vec![Machine::default(); machines],
+        clients: maker.clients,
+        steps: maker.steps,
+    };
+    for machine in &mut plan.machines {
+        machine.nthreads = maker.random.between(1, 2) as u32;
+    }
+    plan
 }
 
 struct Maker {
@@ -57,6 +91,7 @@ impl Maker {
             no_workers_timeout: random.chance(15).then_some(8.0),
             graph_slice: random.pick(&[3, 2_000, 2_000]),
             memory_manager: random.chance(75),
+            validate_every: 1,
         }
     }
 
@@ -136,9 +171,23 @@ impl Maker {
             .iter()
             .map(|&input| self.task("transfer", vec![input]))
             .collect();
-        let barrier = self.task("barrier", moved);
-        for _ in 0..width {
-            self.task("unpack", vec![barrier]);
+        let barrier = self.task("barrier", moved.clone());
+        let outputs: Vec<usize> = (0..width)
+            .map(|_| self.task("unpack", vec![barrier]))
+            .collect();
+        if self.random.chance(60) {
+            self.tasks[barrier].name = format!("shuffle-barrier-{barrier}");
+            let shuffle = barrier;
+            let mut part = |task: usize, role| {
+                self.tasks[task].p2p = Some(P2p { shuffle, role });
+            };
+            part(barrier, Role::Barrier);
+            for task in moved {
+                part(task, Role::Transfer);
+            }
+            for (partition, task) in outputs.into_iter().enumerate() {
+                part(task, Role::Unpack { partition });
+            }
         }
     }
 
@@ -190,9 +239,13 @@ impl Maker {
             _ => random.between(500_000, 4_000_000),
         };
         task.nbytes = random.pick(&[1, 100, 10_000, 30_000_000]);
+        if task.p2p.is_some() {
+            return;
+        }
         // What a task waits for must not need what the task has taken.
         let is_nested = task.name.starts_with("submit") || task.name.starts_with("inner");
         task.needs_gpu = random.chance(5) && !is_nested;
+        task.is_actor = random.chance(3) && !is_nested && !task.is_data;
         task.secedes = random.chance(7);
         task.priority = random.pick(&[0, 0, 0, 0, 1, -1]);
         if random.chance(5) {
@@ -201,18 +254,74 @@ impl Maker {
         if !has_faulty_tasks || task.is_data {
             return;
         }
-        match random.below(12) {
+        match random.below(14) {
+            13 => task.kills = random.between(1, 4) as u32,
+            12 => task.unreadable = random.between(1, 2) as u32,
             0 => task.failures = u32::MAX / 4,
             1 => {
                 task.failures = random.between(1, 2) as u32;
                 task.retries = random.between(0, 2) as i64;
             }
             2 => task.reschedules = random.between(1, 2) as u32,
-            3 => {
+            3 if !task.is_actor => {
                 task.unstorable = 1;
                 task.retries = random.between(0, 1) as i64;
             }
             _ => {}
+        }
+    }
+
+    fn wide_workload(&mut self) {
+        let common = self.task("common", Vec::new());
+        let pairs: Vec<usize> = (0..self.machines)
+            .map(|_| {
+                let left = self.task("left", Vec::new());
+                let right = self.task("right", Vec::new());
+                self.task("add", vec![common, left, right])
+            })
+            .collect();
+        let mut level = pairs;
+        while level.len() > 1 {
+            let sums = level.chunks(WIDE_SUM).map(<[usize]>::to_vec);
+            let sums: Vec<Vec<usize>> = sums.collect();
+            level = sums.into_iter().map(|sum| self.task("sum", sum)).collect();
+        }
+        for task in &mut self.tasks {
+            task.duration = self.random.between(1_000, 200_000);
+        }
+        self.graphs.push((0..self.tasks.len()).collect());
+    }
+
+    fn wide_script(&mut self) {
+        for machine in 0..self.machines {
+            let at = self.random.below(1_000_000);
+            self.at(at, Action::Start { machine });
+        }
+        let graph = self.graphs[0].clone();
+        let wanted = graph.last().copied().into_iter().collect();
+        let (client, expansion) = (0, Expansion::Bundle);
+        let submit = Action::Submit {
+            client,
+            tasks: graph,
+            wanted,
+            expansion,
+        };
+        self.at(900_000, submit);
+        for _ in 0..self.machines.div_ceil(100) {
+            let times = [(); 4].map(|()| self.random.between(500_000, 8_000_000));
+            let crash = Action::Crash {
+                machine: self.machine(),
+                flushed: self.random.chance(50),
+                returns: Some(self.random.below(3_000_000)),
+                same_address: false,
+            };
+            self.at(times[0], crash);
+            let (machine, noticed) = (self.machine(), 1_000_000);
+            self.at(times[1], Action::Break { machine, noticed });
+            let (machine, time) = (self.machine(), 5_000_000);
+            self.at(times[2], Action::Freeze { machine, time });
+            let machine = self.machine();
+            self.at(times[3], Action::Retire { machine });
         }
     }
 
@@ -381,6 +490,20 @@ impl Maker {
                 task: tasks.first().copied().unwrap_or_default(),
             },
             17 if self.random.chance(30) => Action::Restart,
+            18 => Action::StartTwice {
+                machine,
+                noticed: self.random.pick(&[10_000, 300_000, 3_000_000]),
+            },
+            19 => Action::Stall { time },
+            20 => Action::SlowDisk {
+                machine,
+                read: self.random.pick(&[50_000, 3_000_000]),
+                time,
+            },
+            21 => Action::Damage {
+                machine,
+                task: tasks.first().copied().unwrap_or_default(),
+            },
             _ => {
                 let graph = self.random.index(self.graphs.len());
                 let graph = self.graphs[graph].clone();
@@ -392,4 +515,7 @@ impl Maker {
 }
 
 /// Kinds of faults, where the last ones submit again.
-const FAULTS: u64 = 21;
+const FAULTS: u64 = 25;
+
+/// Terms of a sum in a large cluster.
+const WIDE_SUM: usize = 50;

@@ -12,6 +12,9 @@
 //! gives the same run. All cores are validated after every event, and compared with
 //! each other whenever nothing is on its way between them. [`shrink()`] takes away
 //! from a plan what its failure does not need.
+//!
+//! What the cores do not see has no part in it: bytes, files, and plug-ins, whose
+//! exceptions the shells log.
 
 // What is played.
 mod generate;
@@ -24,6 +27,7 @@ mod client;
 mod cluster;
 mod faults;
 mod network;
+mod p2p;
 mod scheduler;
 mod translate;
 mod worker;
@@ -34,7 +38,7 @@ pub mod coverage;
 mod shrink;
 
 pub use coverage::Coverage;
-pub use generate::generate;
+pub use generate::{generate, generate_wide};
 pub use plan::{Action, Plan};
 pub use shrink::{attempt, shrink};
 

@@ -53,6 +53,9 @@ pub struct Settings {
     pub graph_slice: usize,
     /// Whether the active memory manager runs by itself.
     pub memory_manager: bool,
+    /// The scheduler is validated after so many of its events: 1, but for very large
+    /// clusters, where it takes as long as there are workers and tasks.
+    pub validate_every: u64,
 }
 
 impl Default for Settings {
@@ -73,6 +76,7 @@ impl Default for Settings {
             no_workers_timeout: None,
             graph_slice: 2_000,
             memory_manager: true,
+            validate_every: 1,
         }
     }
 }
@@ -88,20 +92,28 @@ pub struct Task {
     pub duration: Micros,
     /// Bytes of the result.
     pub nbytes: i64,
-    /// So many runs raise, before anything else; `u32::MAX`: all.
+    /// So many runs end their worker, before anything else; a nanny starts another one.
+    pub kills: u32,
+    /// So many runs after them raise.
     pub failures: u32,
     /// So many runs after them raise `Reschedule`.
     pub reschedules: u32,
     /// So many results after them cannot be stored.
     pub unstorable: u32,
+    /// So many transfers bring its result in a form that cannot be read.
+    pub unreadable: u32,
     /// `retries` of its annotation.
     pub retries: i64,
+    /// Its result is an actor, which stays where it is.
+    pub is_actor: bool,
     /// It leaves its thread half-way.
     pub secedes: bool,
     /// It needs one `gpu`.
     pub needs_gpu: bool,
     /// It is scattered by a client, and has no `run_spec`.
     pub is_data: bool,
+    /// It takes part in a P2P shuffle.
+    pub p2p: Option<P2p>,
     /// It submits these by a client of its own, and waits for the last one.
     pub submits: Vec<usize>,
     /// Of its annotation.
@@ -118,17 +130,61 @@ impl Task {
             dependencies: dependencies.to_vec(),
             duration: 10_000,
             nbytes: 10,
+            kills: 0,
             failures: 0,
             reschedules: 0,
             unstorable: 0,
+            unreadable: 0,
             retries: 0,
+            is_actor: false,
             secedes: false,
             needs_gpu: false,
             is_data: false,
+            p2p: None,
             submits: Vec::new(),
             priority: 0,
             pinned: None,
         }
+    }
+}
+
+/// A task's part in a P2P shuffle.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct P2p {
+    /// The number of the barrier's task, which is the shuffle's id.
+    pub shuffle: usize,
+    /// Which.
+    pub role: Role,
+}
+
+impl P2p {
+    /// Whether it has what it belongs to: a part of a plan may lack something.
+    pub(crate) fn is_whole(&self, task: &Task) -> bool {
+        match self.role {
+            Role::Transfer => true,
+            Role::Barrier => !task.dependencies.is_empty(),
+            Role::Unpack { .. } => task.dependencies.contains(&self.shuffle),
+        }
+    }
+}
+
+/// What a task of a P2P shuffle does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Hands its input to the workers that take part.
+    Transfer,
+    /// Sees to it that all of it has arrived. Its key is `shuffle-barrier-` and the id.
+    Barrier,
+    /// Takes an output partition, on the worker that has it.
+    Unpack {
+        /// Which.
+        partition: usize,
+    },
+}
+
+impl Role {
+    pub(crate) fn is_unpack(self) -> bool {
+        matches!(self, Self::Unpack { .. })
     }
 }
 
@@ -247,6 +303,14 @@ pub enum Action {
         /// Where.
         machine: usize,
     },
+    /// A worker starts, and the connection breaks by which it registers, once the
+    /// scheduler has taken it in: it registers again.
+    StartTwice {
+        /// Where.
+        machine: usize,
+        /// When the scheduler notices.
+        noticed: Micros,
+    },
     /// A worker dies.
     Crash {
         /// Where.
@@ -272,12 +336,33 @@ pub enum Action {
         /// For how long.
         time: Micros,
     },
+    /// The scheduler stands still; what comes waits.
+    Stall {
+        /// For how long.
+        time: Micros,
+    },
     /// A worker is short of memory, and pauses.
     Pause {
         /// Where.
         machine: usize,
         /// For how long.
         time: Micros,
+    },
+    /// Values of a worker have left memory for a disk that takes its time.
+    SlowDisk {
+        /// Where.
+        machine: usize,
+        /// How long reading them takes.
+        read: Micros,
+        /// For how long.
+        time: Micros,
+    },
+    /// A value that has left memory cannot be read any more: whoever tries finds out.
+    Damage {
+        /// Where.
+        machine: usize,
+        /// Of this task.
+        task: usize,
     },
     /// A worker cannot reach a peer.
     Cut {
@@ -383,14 +468,19 @@ impl Action {
             | Self::Cancel { tasks, .. }
             | Self::Retry { tasks, .. }
             | Self::FireAndForget { tasks, .. } => tasks,
-            Self::Scatter { task, .. } | Self::Replicate { task, .. } => std::slice::from_ref(task),
+            Self::Scatter { task, .. }
+            | Self::Replicate { task, .. }
+            | Self::Damage { task, .. } => std::slice::from_ref(task),
             Self::Disconnect { .. }
             | Self::Connect { .. }
             | Self::Start { .. }
+            | Self::StartTwice { .. }
             | Self::Crash { .. }
             | Self::Break { .. }
             | Self::Freeze { .. }
+            | Self::Stall { .. }
             | Self::Pause { .. }
+            | Self::SlowDisk { .. }
             | Self::Cut { .. }
             | Self::Retire { .. }
             | Self::Adapt
@@ -410,10 +500,14 @@ impl Action {
             | Self::Disconnect { .. }
             | Self::Connect { .. }
             | Self::Start { .. }
+            | Self::StartTwice { .. }
             | Self::Crash { .. }
             | Self::Break { .. }
             | Self::Freeze { .. }
+            | Self::Stall { .. }
             | Self::Pause { .. }
+            | Self::SlowDisk { .. }
+            | Self::Damage { .. }
             | Self::Cut { .. }
             | Self::Retire { .. }
             | Self::Adapt
@@ -432,6 +526,9 @@ impl Action {
             | Self::Crash { .. }
             | Self::Break { .. }
             | Self::Freeze { .. }
+            | Self::Stall { .. }
+            | Self::StartTwice { .. }
+            | Self::Damage { .. }
             | Self::Retire { .. }
             | Self::Adapt
             | Self::Restart => true,
@@ -440,6 +537,7 @@ impl Action {
             | Self::Connect { .. }
             | Self::Start { .. }
             | Self::Pause { .. }
+            | Self::SlowDisk { .. }
             | Self::Cut { .. }
             | Self::Replicate { .. } => false,
         }

@@ -12,7 +12,7 @@ use oxidask_scheduler::{
 use oxidask_wire::{Key, Map, Str, Value, map};
 
 use crate::cluster::{AtWorker, ClientMessage, Cluster, Happening, Submission, WorkerMessage};
-use crate::plan::{Expansion, Micros, Settings};
+use crate::plan::{Expansion, Micros, Role, Settings};
 use crate::translate;
 
 /// How long the graph helper takes.
@@ -34,7 +34,9 @@ pub(crate) struct SchedulerNode {
     /// `Continue` is on the agenda.
     pub(crate) is_continuing: bool,
     next_request: u64,
-    out: Instructions,
+    /// Events that it has handled.
+    events: u64,
+    pub(crate) out: Instructions,
 }
 
 impl SchedulerNode {
@@ -58,6 +60,7 @@ impl SchedulerNode {
             tick_at: None,
             is_continuing: false,
             next_request: 0,
+            events: 0,
             out: Instructions::default(),
         }
     }
@@ -79,7 +82,7 @@ impl Cluster<'_> {
     }
 
     /// Asks an extension for something; the answer comes to `replies`.
-    fn request(&mut self, op: &str, mut arguments: Map) -> RequestId {
+    pub(crate) fn request(&mut self, op: &str, mut arguments: Map) -> RequestId {
         let now = self.time();
         let node = &mut self.scheduler;
         let request = node.request();
@@ -96,15 +99,25 @@ impl Cluster<'_> {
         request
     }
 
-    fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         let now = self.time();
         let node = &mut self.scheduler;
         node.extensions.observe(&mut node.core, now, &mut node.out);
-        node.core.validate();
-        node.extensions.validate(&node.core);
+        node.events += 1;
+        if node
+            .events
+            .is_multiple_of(self.plan.settings.validate_every)
+        {
+            node.core.validate();
+            node.extensions.validate(&node.core);
+        }
         let mut out = std::mem::take(&mut node.out);
         for instruction in out.drain(..) {
             self.carry_out(instruction);
+        }
+        // What one event leads to goes in one batch, and arrives at once.
+        for (worker, messages) in std::mem::take(&mut self.batches) {
+            self.send_down(worker, AtWorker::Messages(messages));
         }
         self.wind();
         self.unblock();
@@ -159,16 +172,29 @@ impl Cluster<'_> {
                 self.agenda
                     .after(HELPER_TIME, Happening::Exploded { bundle, blob });
             }
-            Instruction::Reply { request, result } => self.replies.push((request, result)),
+            Instruction::Reply { request, result } => match self.asks.shift_remove(&request) {
+                Some(ask) => self.answer(&ask, result),
+                None => self.replies.push((request, result)),
+            },
             Instruction::WorkerRemoved { worker, .. } => {
                 if let Some(worker) = self.registered.shift_remove(&worker) {
                     self.workers[worker].id = None;
                     // What was sent still arrives, then the stream ends.
+                    if let Some(messages) = self.batches.shift_remove(&worker) {
+                        self.send_down(worker, AtWorker::Messages(messages));
+                    }
                     self.send_down(worker, AtWorker::StreamEnded);
                 }
             }
-            Instruction::CreateShuffleRun(_) | Instruction::ShuffleInputsDone { .. } => {
-                panic!("nobody asked for a shuffle: {instruction:?}")
+            Instruction::CreateShuffleRun(create) => {
+                self.agenda.after(HELPER_TIME, Happening::LaidOut(create));
+            }
+            Instruction::ShuffleInputsDone {
+                request, workers, ..
+            } => {
+                let slowest = self.plan.settings.delay_max;
+                let done = Happening::InputsDone { request, workers };
+                self.agenda.after(2 * slowest, done);
             }
             Instruction::WorkerAdded { .. }
             | Instruction::Log { .. }
@@ -191,7 +217,7 @@ impl Cluster<'_> {
             self.tally.sent[number] += 1;
         }
         if let Some(message) = translate::to_worker(&self.scheduler.core, id, message) {
-            self.send_down(worker, AtWorker::Message(message));
+            self.batches.entry(worker).or_default().push(message);
         }
     }
 
@@ -206,7 +232,7 @@ impl Cluster<'_> {
 
     pub(crate) fn register(&mut self, worker: usize) {
         let node = &self.workers[worker];
-        if !node.is_alive {
+        if !node.is_alive || node.id.is_some() {
             return;
         }
         let machine = self.descriptions[node.machine];
@@ -243,6 +269,11 @@ impl Cluster<'_> {
         self.scheduler_event(event);
         let id = self.scheduler.core.worker_id(&address);
         let id = id.expect("a worker that was accepted is known");
+        if let Some(noticed) = self.workers[worker].loses_registration.take() {
+            let happening = Happening::RegistrationLost { id };
+            self.agenda.after(noticed, happening);
+            return;
+        }
         self.registered.insert(id, worker);
         self.workers[worker].id = Some(id);
         self.send_down(worker, AtWorker::Registered { accepted: true });
@@ -301,6 +332,19 @@ impl Cluster<'_> {
             let stimulus_id = self.stimulus("handle-worker-cleanup").into();
             self.scheduler_event(Event::WorkerLost {
                 worker: id,
+                stimulus_id,
+            });
+        }
+    }
+
+    /// The connection has broken by which a worker registered.
+    pub(crate) fn registration_lost(&mut self, id: WorkerId) {
+        if self.scheduler.core.worker(id).is_some() {
+            self.count_death();
+            let stimulus_id = self.stimulus("handle-worker-cleanup").into();
+            let worker = id;
+            self.scheduler_event(Event::WorkerLost {
+                worker,
                 stimulus_id,
             });
         }
@@ -447,17 +491,39 @@ impl Cluster<'_> {
                 annotations.push((index as u32, own));
             }
         }
+        // What nobody needs is no actor of the graph's.
+        let mut actors = submission.wanted.clone();
+        let mut at = 0;
+        while let Some(&task) = actors.get(at) {
+            let mut needed = self.plan.tasks[task].dependencies.clone();
+            needed.retain(|task| tasks.contains(task) && !actors.contains(task));
+            actors.extend(needed);
+            at += 1;
+        }
+        actors.retain(|&task| self.plan.tasks[task].is_actor);
         let is_bundle = matches!(
             submission.expansion,
             Expansion::Bundle | Expansion::BundleFails
         );
         let specs = tasks.iter().zip(0..).map(|(&number, index)| {
-            if is_bundle {
+            let is_barrier = self.plan.tasks[number]
+                .p2p
+                .is_some_and(|p2p| p2p.role == Role::Barrier);
+            if is_bundle && !is_barrier {
                 RunSpec::Bundle { bundle: 0, index }
             } else {
                 spec(number)
             }
         });
+        let mut flags = vec![TaskFlags::default(); tasks.len()];
+        let mut barriers = Vec::new();
+        for (index, &number) in tasks.iter().enumerate() {
+            let p2p = self.plan.tasks[number].p2p;
+            if let Some(p2p) = p2p.filter(|p2p| p2p.role == Role::Barrier) {
+                flags[index] = TaskFlags(TaskFlags::BARRIER);
+                barriers.push((index as u32, p2p.shuffle.to_string().into()));
+            }
+        }
         let mut blob = tasks.iter().map(ToString::to_string).collect::<Vec<_>>();
         if submission.expansion == Expansion::BundleFails {
             blob.insert(0, "fails".to_owned());
@@ -471,7 +537,7 @@ impl Cluster<'_> {
                 .collect(),
             dependency_offsets,
             dependencies,
-            flags: vec![TaskFlags::default(); tasks.len()],
+            flags,
             specs: specs.collect(),
             bundles: is_bundle
                 .then(|| blob.join(" ").into())
@@ -480,11 +546,11 @@ impl Cluster<'_> {
             order: (0..tasks.len() as i64).collect(),
             annotations,
             global_annotations: None,
-            actors: Actors::None,
+            actors: Actors::Keys(self.keys_of(&actors)),
             user_priority: Number::Int(0),
             fifo_timeout: 60.0,
             submitting_task: submission.submitting_task.clone(),
-            barriers: Vec::new(),
+            barriers,
             code: Value::Nil,
             span_metadata: Value::Nil,
             stimulus_id: stimulus_id.into(),
@@ -567,7 +633,7 @@ impl Cluster<'_> {
                 .take((target - alive) as usize)
                 .collect();
             for machine in idle {
-                self.start(machine, false);
+                self.start(machine, false, None);
             }
         } else if target < alive {
             let closing = self.request("workers_to_close", map! { "target" => target.max(1) });

@@ -1,6 +1,6 @@
 //! A worker's shell: its core, values, runs and transfers.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use indexmap::IndexMap;
@@ -15,6 +15,7 @@ use oxidask_worker::{
 
 use crate::cluster::{Answer, AtWorker, Cluster, Happening, WorkerMessage};
 use crate::network::Link;
+use crate::p2p::Answered;
 use crate::plan::Micros;
 use crate::reference;
 use crate::translate::Message;
@@ -22,8 +23,14 @@ use crate::translate::Message;
 /// Pause before a busy peer is asked again, as stock.
 const BUSY_PAUSE: Micros = 150_000;
 
+/// Before a worker looks for the scheduler again, as stock.
+const REGISTRATION_PAUSE: Micros = 100_000;
+
 /// Before a worker that was refused tries again, as one that a nanny restarts.
 const RESTART_PAUSE: Micros = 1_000_000;
+
+/// Until a nanny has started another worker.
+pub(crate) const NANNY_PAUSE: Micros = 500_000;
 
 /// Records kept: more than a run of the usual size makes.
 const LOG_LENGTH: usize = 20_000;
@@ -39,11 +46,19 @@ pub(crate) struct WorkerNode {
     pub(crate) id: Option<WorkerId>,
     pub(crate) status: Status,
     pub(crate) is_alive: bool,
+    /// It takes its leave: it reads nothing any more, but its runs may still end.
+    pub(crate) is_closing: bool,
     pub(crate) is_frozen: bool,
     /// Its memory is short until then.
     pub(crate) short_until: Micros,
+    /// How long reading values takes, until when.
+    pub(crate) disk: (Micros, Micros),
+    /// Values that cannot be read.
+    pub(crate) damaged: HashSet<Key>,
     /// What came while it stood still.
     pub(crate) inbox: VecDeque<AtWorker>,
+    /// The connection breaks by which it registers first; so much later the scheduler notices.
+    pub(crate) loses_registration: Option<Micros>,
     /// What is sent on the stream is lost.
     pub(crate) is_cut_off: bool,
     /// The stream to the scheduler.
@@ -66,7 +81,7 @@ pub(crate) struct WorkerNode {
 #[derive(Debug)]
 pub(crate) struct Run {
     run_id: i64,
-    token: u64,
+    pub(crate) token: u64,
     begun: Micros,
     pub(crate) outcome: Outcome,
 }
@@ -78,8 +93,20 @@ pub(crate) enum Outcome {
     Unstorable,
     Reschedule,
     Raises(String),
+    /// Ends the worker.
+    Dies,
+    /// Not known yet: it asks the scheduler, and has this value if nothing comes between.
+    Asks(u64),
     /// Not known yet: it waits for what it submitted.
     Submits(u64),
+}
+
+impl WorkerNode {
+    /// How long it takes now until values are in memory.
+    fn read_time(&self, now: Micros) -> Micros {
+        let (read, until) = self.disk;
+        if now < until { read } else { 0 }
+    }
 }
 
 #[derive(Debug)]
@@ -91,7 +118,12 @@ struct Stimulus {
 
 impl Cluster<'_> {
     /// A machine without a worker gets one.
-    pub(crate) fn start(&mut self, machine: usize, same_address: bool) {
+    pub(crate) fn start(
+        &mut self,
+        machine: usize,
+        same_address: bool,
+        loses_registration: Option<Micros>,
+    ) {
         if self.machines[machine].is_some() {
             return;
         }
@@ -129,9 +161,13 @@ impl Cluster<'_> {
             id: None,
             status: Status::Init,
             is_alive: true,
+            is_closing: false,
             is_frozen: false,
             short_until: 0,
+            disk: (0, 0),
+            damaged: HashSet::new(),
             inbox: VecDeque::new(),
+            loses_registration,
             is_cut_off: false,
             up: link(0),
             down: link(1),
@@ -143,12 +179,19 @@ impl Cluster<'_> {
             queue: VecDeque::new(),
             next_token: 0,
         });
+        let address = self.workers[number].address.clone();
+        self.addresses.insert(address, number);
         self.machines[machine] = Some(number);
         self.ask_to_register(number);
     }
 
     fn ask_to_register(&mut self, worker: usize) {
-        let delay = self.workers[worker].aside.delay(&self.plan.settings);
+        let node = &mut self.workers[worker];
+        let delay = node.aside.delay(&self.plan.settings);
+        if node.loses_registration.is_some() {
+            let again = delay + REGISTRATION_PAUSE + node.aside.delay(&self.plan.settings);
+            self.agenda.after(again, Happening::Register { worker });
+        }
         self.agenda.after(delay, Happening::Register { worker });
     }
 
@@ -160,12 +203,15 @@ impl Cluster<'_> {
         }
         if matches!(
             what,
-            AtWorker::Message(_) | AtWorker::StreamEnded | AtWorker::Registered { .. }
+            AtWorker::Messages(_) | AtWorker::StreamEnded | AtWorker::Registered { .. }
         ) {
             node.down.on_its_way -= 1;
         }
         if !node.is_alive {
             return self.at_dead_worker(what);
+        }
+        if node.is_closing {
+            return self.at_closing_worker(worker, what);
         }
         match what {
             AtWorker::Registered { accepted: true } => {
@@ -176,22 +222,21 @@ impl Cluster<'_> {
                 let delay = RESTART_PAUSE + self.workers[worker].aside.delay(&self.plan.settings);
                 self.agenda.after(delay, Happening::Register { worker });
             }
-            AtWorker::Message(_) if node.is_cut_off => {}
-            AtWorker::Message(Message::Event(stimulus_id, event)) => {
-                self.stimulus_with(worker, stimulus_id, event, IndexMap::new());
-                self.compare(worker);
-            }
-            AtWorker::Message(Message::Status(status, stimulus_id)) => {
-                self.asked_status(worker, status, &stimulus_id);
-            }
-            AtWorker::Message(Message::Close) | AtWorker::StreamEnded => self.die(worker, true),
+            AtWorker::Messages(messages) => self.hear(worker, messages),
+            AtWorker::StreamEnded => self.close(worker),
             AtWorker::Beat => self.beat(worker),
             AtWorker::BeatAnswered { known } => {
                 if !known {
-                    self.die(worker, true);
+                    self.close(worker);
                 }
             }
             AtWorker::Ran { key, token } => self.ran(worker, key, token),
+            AtWorker::Asks { key, token } => self.ask(worker, key, token),
+            AtWorker::Answered {
+                key,
+                token,
+                answered,
+            } => self.answered(worker, key, token, answered),
             AtWorker::Secedes { key, token } => self.secedes(worker, key, token),
             AtWorker::GetData { from, gather } => self.get_data(worker, from, gather),
             AtWorker::GotData {
@@ -223,6 +268,7 @@ impl Cluster<'_> {
                 self.agenda.after(delay, answer);
             }
             AtWorker::ObserveMemory => self.observe_memory(worker),
+            AtWorker::Closed => unreachable!("only a closing worker is closed"),
         }
     }
 
@@ -235,16 +281,48 @@ impl Cluster<'_> {
             } => self.send_aside(peer, AtWorker::Acknowledged),
             AtWorker::GotData { peer: None, .. }
             | AtWorker::Registered { .. }
-            | AtWorker::Message(_)
+            | AtWorker::Messages(_)
             | AtWorker::StreamEnded
             | AtWorker::Beat
             | AtWorker::BeatAnswered { .. }
             | AtWorker::Ran { .. }
+            | AtWorker::Asks { .. }
+            | AtWorker::Answered { .. }
             | AtWorker::Secedes { .. }
             | AtWorker::Acknowledged
             | AtWorker::RetryBusy { .. }
             | AtWorker::Scatter { .. }
-            | AtWorker::ObserveMemory => {}
+            | AtWorker::ObserveMemory
+            | AtWorker::Closed => {}
+        }
+    }
+
+    /// `Handle::wait` of the server: a worker says that it closes, and goes a little later.
+    /// Transfers to it are given up, tasks run on until it goes.
+    fn close(&mut self, worker: usize) {
+        self.workers[worker].is_closing = true;
+        self.set_status(worker, Status::Closing);
+        self.send_aside(worker, AtWorker::Closed);
+    }
+
+    fn at_closing_worker(&mut self, worker: usize, what: AtWorker) {
+        match what {
+            AtWorker::Closed => self.die(worker, true),
+            AtWorker::Ran { key, token } => self.ran(worker, key, token),
+            AtWorker::Secedes { key, token } => self.secedes(worker, key, token),
+            AtWorker::Acknowledged => self.workers[worker].outgoing -= 1,
+            AtWorker::GetData { .. }
+            | AtWorker::GotData { .. }
+            | AtWorker::Asks { .. }
+            | AtWorker::Answered { .. }
+            | AtWorker::Registered { .. }
+            | AtWorker::Messages(_)
+            | AtWorker::StreamEnded
+            | AtWorker::Beat
+            | AtWorker::BeatAnswered { .. }
+            | AtWorker::RetryBusy { .. }
+            | AtWorker::Scatter { .. }
+            | AtWorker::ObserveMemory => self.at_dead_worker(what),
         }
     }
 
@@ -255,6 +333,17 @@ impl Cluster<'_> {
         while let Some(what) = self.workers[worker].inbox.pop_front() {
             self.at_worker(worker, what);
         }
+    }
+
+    /// A worker is no more, and its nanny starts another one.
+    fn die_and_return(&mut self, worker: usize) {
+        let machine = self.workers[worker].machine;
+        self.die(worker, false);
+        let start = Happening::Start {
+            machine,
+            same_address: false,
+        };
+        self.agenda.after(NANNY_PAUSE, start);
     }
 
     /// A worker is no more. What it sent arrives if it is flushed.
@@ -274,6 +363,7 @@ impl Cluster<'_> {
         node.up.on_its_way -= 1;
         self.agenda.at(at, Happening::WorkerGone { worker });
         self.machines[machine] = None;
+        self.forget_asks(worker);
         for what in inbox {
             self.at_worker(worker, what);
         }
@@ -286,6 +376,31 @@ impl Cluster<'_> {
 
     // The core.
 
+    /// A batch of the scheduler's. Between two messages of it the core may know of a task
+    /// that is about to be freed together with an input that is gone already.
+    fn hear(&mut self, worker: usize, messages: Vec<Message>) {
+        if self.workers[worker].is_cut_off {
+            return;
+        }
+        for message in messages {
+            if self.workers[worker].is_closing {
+                return;
+            }
+            match message {
+                Message::Event(stimulus_id, event) => {
+                    self.stimulus_unchecked(worker, stimulus_id, event, IndexMap::new());
+                }
+                Message::Status(status, stimulus_id) => {
+                    self.asked_status(worker, status, &stimulus_id);
+                }
+                Message::Close => self.close(worker),
+            }
+        }
+        self.workers[worker].core.validate();
+        self.check_worker(worker);
+        self.compare(worker);
+    }
+
     fn stimulus_id(&mut self, prefix: &str) -> StimulusId {
         self.stimulus(prefix).into()
     }
@@ -297,6 +412,18 @@ impl Cluster<'_> {
     }
 
     fn stimulus_with(
+        &mut self,
+        worker: usize,
+        stimulus_id: StimulusId,
+        event: Event,
+        values: IndexMap<Key, u64>,
+    ) {
+        self.stimulus_unchecked(worker, stimulus_id, event, values);
+        self.workers[worker].core.validate();
+        self.check_worker(worker);
+    }
+
+    fn stimulus_unchecked(
         &mut self,
         worker: usize,
         stimulus_id: StimulusId,
@@ -319,13 +446,21 @@ impl Cluster<'_> {
             if let Err(error) = handled {
                 panic!("the worker {} has lost its way: {error}", node.address);
             }
-            node.core.validate();
             let mut values = stimulus.values;
             for instruction in out.0 {
                 self.worker_carries_out(worker, instruction, &mut values, now);
             }
         }
-        self.check_worker(worker);
+    }
+
+    /// An event that follows from an instruction.
+    fn follow_up(&mut self, worker: usize, prefix: &str, event: Event) {
+        let stimulus_id = self.stimulus_id(prefix);
+        self.workers[worker].queue.push_back(Stimulus {
+            stimulus_id,
+            event,
+            values: IndexMap::new(),
+        });
     }
 
     fn worker_carries_out(
@@ -339,7 +474,19 @@ impl Cluster<'_> {
             Instruction::SendMessageToScheduler(message) => {
                 self.send_up(worker, WorkerMessage::Core(message));
             }
+            Instruction::Execute(execute) if self.workers[worker].is_closing => {
+                let key = execute.key;
+                self.follow_up(worker, "worker-closing", Event::Reschedule { key });
+            }
             Instruction::Execute(execute) => self.execute(worker, &execute, now),
+            Instruction::GatherDep(gather) if self.workers[worker].is_closing => {
+                let event = Event::GatherDepFailure {
+                    worker: gather.worker,
+                    total_nbytes: gather.total_nbytes,
+                    failure: failure("closing"),
+                };
+                self.follow_up(worker, "worker-closing", event);
+            }
             Instruction::GatherDep(gather) => self.gather(worker, gather),
             Instruction::RetryBusyWorkerLater(retry) => {
                 let what = AtWorker::RetryBusy {
@@ -360,6 +507,7 @@ impl Cluster<'_> {
             }
             Instruction::ReleaseData { key } => {
                 self.workers[worker].store.swap_remove(&key);
+                self.workers[worker].damaged.remove(&key);
             }
             Instruction::Transition { .. } => {}
         }
@@ -393,7 +541,7 @@ impl Cluster<'_> {
         } else {
             return;
         };
-        self.stimulus_with(worker, stimulus_id.into(), event, IndexMap::new());
+        self.stimulus_unchecked(worker, stimulus_id.into(), event, IndexMap::new());
     }
 
     /// `Shell::observe_memory` of the server.
@@ -405,6 +553,7 @@ impl Cluster<'_> {
         } else if node.status == Status::Paused && !is_short {
             self.set_status(worker, Status::Running);
         }
+        self.workers[worker].core.validate();
     }
 
     fn asked_status(&mut self, worker: usize, status: Status, stimulus_id: &StimulusId) {
@@ -471,6 +620,19 @@ impl Cluster<'_> {
         );
 
         let task = &self.plan.tasks[number];
+        let read = match task.dependencies.is_empty() {
+            true => 0,
+            false => node.read_time(self.agenda.now),
+        };
+        let dependencies = task.dependencies.iter().map(|&input| &self.keys[input]);
+        let damaged = dependencies.filter(|&key| node.damaged.contains(key));
+        let keys: Vec<Key> = damaged.cloned().collect();
+        if !keys.is_empty() {
+            // `Shell::read_ended` and `inputs_read` of the server.
+            self.follow_up(worker, "data-lost", Event::DataLost { keys });
+            self.follow_up(worker, "data-lost", Event::Reschedule { key });
+            return;
+        }
         let mut inputs = Vec::with_capacity(task.dependencies.len());
         for &dependency in &task.dependencies {
             let input = node.store.get(&self.keys[dependency]);
@@ -487,12 +649,7 @@ impl Cluster<'_> {
                     startstops: Vec::new(),
                     thread: None,
                 };
-                let stimulus_id = self.stimulus_id("execute-unknown-error");
-                self.workers[worker].queue.push_back(Stimulus {
-                    stimulus_id,
-                    event,
-                    values: IndexMap::new(),
-                });
+                self.follow_up(worker, "execute-unknown-error", event);
                 return;
             }
             inputs.extend(input);
@@ -507,20 +664,26 @@ impl Cluster<'_> {
         let attempt = self.tally.begun[number];
         self.tally.begun[number] += 1;
         let after = |count: u32| attempt.checked_sub(count);
-        let outcome = if after(task.failures).is_none() {
+        let failures = task.kills.saturating_add(task.failures);
+        let outcome = if after(task.kills).is_none() {
+            Outcome::Dies
+        } else if after(failures).is_none() {
             Outcome::Raises(format!("boom {number}"))
-        } else if after(task.failures + task.reschedules).is_none() {
+        } else if after(failures + task.reschedules).is_none() {
             Outcome::Reschedule
-        } else if after(task.failures + task.reschedules + task.unstorable).is_none() {
+        } else if after(failures + task.reschedules + task.unstorable).is_none() {
             Outcome::Unstorable
         } else if submitted.is_some() {
             Outcome::Submits(value)
+        } else if task.p2p.is_some_and(|p2p| p2p.is_whole(task)) {
+            Outcome::Asks(value)
         } else {
             Outcome::Value(value)
         };
         node.next_token += 1;
         let token = node.next_token;
         let submits = matches!(outcome, Outcome::Submits(_));
+        let asks = matches!(outcome, Outcome::Asks(_));
         let run = Run {
             run_id,
             token,
@@ -532,7 +695,7 @@ impl Cluster<'_> {
             previous.is_none(),
             "{key} runs twice at a time on one worker"
         );
-        let duration = task.duration;
+        let duration = read + task.duration;
         if task.secedes || submits {
             let what = AtWorker::Secedes {
                 key: key.clone(),
@@ -541,7 +704,11 @@ impl Cluster<'_> {
             self.agenda
                 .after(duration / 2, Happening::AtWorker { worker, what });
         }
-        if !submits {
+        if asks {
+            let what = AtWorker::Asks { key, token };
+            self.agenda
+                .after(duration, Happening::AtWorker { worker, what });
+        } else if !submits {
             let what = AtWorker::Ran { key, token };
             self.agenda
                 .after(duration, Happening::AtWorker { worker, what });
@@ -591,12 +758,38 @@ impl Cluster<'_> {
         self.agenda.after(1, Happening::AtWorker { worker, what });
     }
 
+    /// What a run of a shuffle asked for is there.
+    fn answered(&mut self, worker: usize, key: Key, token: u64, answered: Answered) {
+        let number = self.number(&key);
+        let Some(run) = self.workers[worker].running.get_mut(&key) else {
+            return;
+        };
+        let Outcome::Asks(value) = run.outcome else {
+            return;
+        };
+        if run.token != token {
+            return;
+        }
+        run.outcome = match answered {
+            Answered::Done { shuffle_run } => {
+                self.shuffle_runs[number] = shuffle_run;
+                Outcome::Value(value)
+            }
+            Answered::Again => Outcome::Reschedule,
+            Answered::Fails => Outcome::Raises(format!("p2p {number}")),
+        };
+        self.ran(worker, key, token);
+    }
+
     fn ran(&mut self, worker: usize, key: Key, token: u64) {
         let node = &mut self.workers[worker];
         let Some(run) = node.running.get(&key).filter(|run| run.token == token) else {
             return;
         };
         let (run_id, outcome, begun) = (run.run_id, run.outcome.clone(), run.begun);
+        if matches!(outcome, Outcome::Dies) {
+            return self.die_and_return(worker);
+        }
         node.running.swap_remove(&key);
         let number = self.number(&key);
         let nbytes = self.plan.tasks[number].nbytes;
@@ -637,7 +830,10 @@ impl Cluster<'_> {
                 startstops,
                 thread,
             },
-            Outcome::Submits(_) => unreachable!("a run ends once its outcome is known"),
+            Outcome::Dies => unreachable!("the worker is gone"),
+            Outcome::Asks(_) | Outcome::Submits(_) => {
+                unreachable!("a run ends once its outcome is known")
+            }
         };
         let stimulus_id = self.stimulus_id("ran");
         self.stimulus_with(worker, stimulus_id, event, values);
@@ -659,10 +855,8 @@ impl Cluster<'_> {
         let node = &mut self.workers[worker];
         node.incoming += 1;
         let machine = node.machine;
-        let peer = self
-            .workers
-            .iter()
-            .position(|peer| peer.is_alive && peer.address == gather.worker);
+        let peer = self.addresses.get(&gather.worker).copied();
+        let peer = peer.filter(|&peer| self.workers[peer].is_alive);
         assert_ne!(peer, Some(worker), "a worker fetches from itself");
         let reachable = peer.filter(|&peer| {
             let to = self.workers[peer].machine;
@@ -715,26 +909,33 @@ impl Cluster<'_> {
             (Answer::Busy, None)
         } else {
             node.outgoing += 1;
-            let (mut data, mut keys) = (Vec::new(), Vec::new());
+            let (mut data, mut missing, mut lost) = (Vec::new(), Vec::new(), Vec::new());
             for key in &gather.to_gather {
                 match node.store.get(key) {
+                    Some(_) if node.damaged.contains(key) => lost.push(key.clone()),
                     Some(&value) => data.push((key.clone(), value)),
-                    None => keys.push(key.clone()),
+                    None => missing.push(key.clone()),
                 }
             }
-            if !keys.is_empty() {
-                self.worker_event(worker, "get-data", Event::DataMissing { keys });
+            if !missing.is_empty() {
+                let event = Event::DataMissing { keys: missing };
+                self.worker_event(worker, "get-data", event);
+            }
+            if !lost.is_empty() {
+                self.worker_event(worker, "data-lost", Event::DataLost { keys: lost });
             }
             (Answer::Data(data), Some(worker))
         };
-        self.send_aside(
-            from,
-            AtWorker::GotData {
-                gather,
-                answer,
-                peer,
-            },
-        );
+        let node = &mut self.workers[worker];
+        let read = node.read_time(self.agenda.now);
+        let delay = read + node.aside.delay(&self.plan.settings);
+        let what = AtWorker::GotData {
+            gather,
+            answer,
+            peer,
+        };
+        self.agenda
+            .after(delay, Happening::AtWorker { worker: from, what });
     }
 
     fn got_data(&mut self, worker: usize, gather: GatherDep, answer: Answer, peer: Option<usize>) {
@@ -750,12 +951,20 @@ impl Cluster<'_> {
         let mut values = IndexMap::new();
         let event = match answer {
             Answer::Data(data) => {
-                let insertions = data.iter().map(|(key, _)| {
-                    let value: Insertion = Ok(self.stored(self.number(key)));
-                    (key.clone(), value)
-                });
-                let insertions = insertions.collect();
-                values.extend(data);
+                let mut insertions: Vec<(Key, Insertion)> = Vec::with_capacity(data.len());
+                for (key, value) in data {
+                    let number = self.number(&key);
+                    let unread = &mut self.tally.unread[number];
+                    if *unread < self.plan.tasks[number].unreadable {
+                        *unread += 1;
+                        self.tally.disturbances += 1;
+                        let failure = failure(&format!("unreadable {number}"));
+                        insertions.push((key, Err(failure)));
+                    } else {
+                        insertions.push((key.clone(), Ok(self.stored(number))));
+                        values.insert(key, value);
+                    }
+                }
                 Event::GatherDepSuccess {
                     worker: from.clone(),
                     total_nbytes,

@@ -138,6 +138,145 @@ fn issue_4926_a_dependency_of_a_lost_peer_is_computed_again() {
     }
 }
 
+/// A task that ends every worker which runs it, again and again.
+#[test]
+fn issue_3196_a_task_that_kills_its_workers_fails_each_time() {
+    for flushed_at in 0..20 {
+        let kill = |number: usize| Task {
+            kills: 4,
+            duration: 1_000 + 500 * flushed_at,
+            ..Task::new(&format!("kill-{number}"), &[])
+        };
+        let mut plan = plan(2, (0..5).map(kill).collect());
+        for number in 0..5 {
+            let begin = (10 + 4_000 * number as Micros) * MS;
+            submit(&mut plan, begin, &[number], &[number]);
+        }
+        let outcome = run(&plan);
+        for number in 0..5 {
+            assert_eq!(future(&outcome, &format!("kill-{number}")), "error");
+        }
+        assert_eq!(outcome.runs, [4; 5]);
+    }
+}
+
+/// Tasks are stolen while the workers that they are stolen from and by leave.
+#[test]
+fn issue_7523_stealing_outlives_the_workers_that_it_is_about() {
+    for left_at in (30..400).step_by(20) {
+        let mut tasks = vec![Task::new("x-0", &[])];
+        tasks.extend((1..60).map(|number| task(&format!("y-{number}"), &[0], 30 * MS, 0)));
+        let mut plan = plan(4, tasks);
+        plan.settings.work_stealing = true;
+        let all: Vec<usize> = (0..60).collect();
+        submit(&mut plan, 10 * MS, &all, &all[1..]);
+        let crash = Action::Crash {
+            machine: 1,
+            flushed: false,
+            returns: None,
+            same_address: false,
+        };
+        at(&mut plan, left_at * MS, crash);
+        at(
+            &mut plan,
+            (left_at + 20) * MS,
+            Action::Retire { machine: 2 },
+        );
+        at(
+            &mut plan,
+            (left_at + 40) * MS,
+            Action::Retire { machine: 0 },
+        );
+        let outcome = run(&plan);
+        let all = outcome.futures.iter();
+        assert!(all.clone().all(|(_, state)| *state == "finished"));
+    }
+}
+
+/// What a queued task needs is lost with its worker.
+#[test]
+fn issue_8702_an_input_of_queued_tasks_is_lost() {
+    for crashed_at in (30..200).step_by(5) {
+        let mut tasks = vec![task("x-0", &[], 10 * MS, 0)];
+        tasks.extend((1..30).map(|number| Task::new(&format!("y-{number}"), &[0])));
+        let mut plan = plan(3, tasks);
+        plan.settings.worker_saturation = 1.0;
+        let all: Vec<usize> = (0..30).collect();
+        submit(&mut plan, 10 * MS, &all, &all[1..]);
+        let crash = Action::Crash {
+            machine: 0,
+            flushed: true,
+            returns: Some(100 * MS),
+            same_address: false,
+        };
+        at(&mut plan, crashed_at * MS, crash);
+        let outcome = run(&plan);
+        let all = outcome.futures.iter();
+        assert!(all.clone().all(|(_, state)| *state == "finished"));
+    }
+}
+
+/// What is being computed again was in memory, and fails now.
+#[test]
+fn issue_8548_a_lost_result_whose_inputs_fail_takes_its_dependents_with_it() {
+    for crashed_at in (60..200).step_by(5) {
+        let tasks = vec![
+            task("f-0", &[], 10 * MS, 0),
+            task("g-0", &[0], 10 * MS, 0),
+            task("h-0", &[1], 60 * MS, 0),
+            task("h-1", &[1], 60 * MS, 1),
+        ];
+        let mut plan = plan(2, tasks);
+        plan.settings.allowed_failures = 0;
+        submit(&mut plan, 10 * MS, &[0, 1, 2, 3], &[2, 3]);
+        let crash = |machine| Action::Crash {
+            machine,
+            flushed: false,
+            returns: Some(10 * MS),
+            same_address: false,
+        };
+        at(&mut plan, crashed_at * MS, crash(0));
+        at(&mut plan, (crashed_at + 40) * MS, crash(0));
+        let outcome = run(&plan);
+        assert!(["error", "finished"].contains(&future(&outcome, "h-0")));
+        assert!(["error", "finished"].contains(&future(&outcome, "h-1")));
+    }
+}
+
+/// A task is fetched, not wanted any more, and then to be computed by the one that fetched
+/// it, and stolen.
+#[test]
+fn issue_6159_what_was_fetched_is_computed_and_stolen() {
+    for cancelled_at in (40..90).step_by(2) {
+        let tasks = vec![
+            task("x-0", &[], 20 * MS, 0),
+            task("y-0", &[0], 10 * MS, 1),
+            task("z-0", &[0], 10 * MS, 1),
+        ];
+        let mut plan = plan(2, tasks);
+        plan.settings.work_stealing = true;
+        submit(&mut plan, 10 * MS, &[0, 1], &[1]);
+        let (machine, time) = (0, 300 * MS);
+        at(&mut plan, 32 * MS, Action::Freeze { machine, time });
+        let tasks = vec![1];
+        at(
+            &mut plan,
+            cancelled_at * MS,
+            Action::Release { client: 0, tasks },
+        );
+        let crash = Action::Crash {
+            machine,
+            flushed: false,
+            returns: None,
+            same_address: false,
+        };
+        at(&mut plan, (cancelled_at + 5) * MS, crash);
+        submit(&mut plan, (cancelled_at + 6) * MS, &[0, 2], &[2]);
+        let outcome = run(&plan);
+        assert_eq!(future(&outcome, "z-0"), "finished");
+    }
+}
+
 /// The last tasks of one batch after the other.
 #[test]
 fn issue_5879_the_last_tasks_of_a_batch_end() {

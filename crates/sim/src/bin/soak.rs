@@ -5,6 +5,7 @@
 //!                                                             fresh seeds for a time
 //! oxidask-soak --seed SEED [--steps 0,3,…] [--without 2,…]    one plan, or a part of it
 //! oxidask-soak --shrink SEED                                  the least that still fails
+//! oxidask-soak --seed SEED --machines N                       one plan of so many workers
 //! ```
 
 #![expect(
@@ -19,7 +20,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use oxidask_sim::{Coverage, attempt, generate, shrink};
+use oxidask_sim::{Coverage, attempt, generate, generate_wide, shrink};
 
 /// What was asked for.
 struct Options {
@@ -30,6 +31,8 @@ struct Options {
     failures: usize,
     seed: Option<u64>,
     shrink: Option<u64>,
+    /// Makes plans of so many workers.
+    machines: Option<usize>,
     steps: Option<Vec<usize>>,
     without: Vec<usize>,
 }
@@ -70,6 +73,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
         failures: 1,
         seed: None,
         shrink: None,
+        machines: None,
         steps: None,
         without: Vec::new(),
     };
@@ -86,6 +90,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
             "--failures" => options.failures = number()? as usize,
             "--seed" => options.seed = Some(number()?),
             "--shrink" => options.shrink = Some(number()?),
+            "--machines" => options.machines = Some(number()? as usize),
             "--steps" => options.steps = Some(numbers(&value)?),
             "--without" => options.without = numbers(&value)?,
             _ => return Err(format!("unknown option `{name}`")),
@@ -104,16 +109,25 @@ fn numbers(text: &str) -> Result<Vec<usize>, String> {
 }
 
 fn replay(seed: u64, options: &Options) -> ExitCode {
-    let mut plan = generate(seed);
+    let mut plan = match options.machines {
+        Some(machines) => generate_wide(seed, machines),
+        None => generate(seed),
+    };
     let all: Vec<usize> = (0..plan.steps.len()).collect();
     let steps = options.steps.as_ref().unwrap_or(&all);
     plan = plan.reduced(steps, &options.without);
-    println!("{plan}");
+    if options.machines.is_none() {
+        println!("{plan}");
+    }
+    let begun = Instant::now();
     match attempt(&plan) {
         Ok(outcome) => {
             println!(
-                "holds: {} events in {:.3} s of virtual time",
-                outcome.events, outcome.seconds
+                "holds: {} events and {} runs in {:.3} s of virtual time, played in {:.1} s",
+                outcome.events,
+                outcome.runs.iter().sum::<u32>(),
+                outcome.seconds,
+                begun.elapsed().as_secs_f64()
             );
             ExitCode::SUCCESS
         }
