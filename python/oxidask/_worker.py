@@ -439,13 +439,18 @@ class Worker(StockWorker):  # type: ignore[misc]
                 request.unknown()
                 return
             arguments = load_message(request.args())
+            # Of the answer: a client may refuse pickles.
+            serializers = arguments.pop("serializers", None)
             if self._wants_comm(request.op, handler):
                 result = handler(None, **arguments)
             else:
                 result = handler(**arguments)
             if isawaitable(result):
                 result = await result
-            request.reply(self._dump(result))
+            if serializers is None:
+                request.reply(self._dump(result))
+            else:
+                request.reply(dump_message(result, serializers=serializers))
         except BaseException as error:
             request.fail(failure(error))
             if not isinstance(error, Exception | asyncio.CancelledError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import operator
 import os
 import sys
 import threading
@@ -12,6 +13,7 @@ import warnings
 import psutil
 import pytest
 from distributed import (
+    Client,
     Lock,
     Queue,
     Scheduler,
@@ -318,6 +320,21 @@ def test_forward_logging(tmp_path, caplog):
             await client.forward_logging("of.a.task")
             await client.submit(log)
             await until(lambda: "logged by a task" in caplog.text)
+
+    run(test)
+
+
+def test_answers_are_serialised_as_the_client_wants(tmp_path):
+    async def test():
+        async with (
+            cluster(tmp_path) as (scheduler, _, _),
+            Client(
+                scheduler.address, asynchronous=True, serializers=["dask", "msgpack"]
+            ) as client,
+        ):
+            assert list((await client.run(lambda: [1])).values()) == [[1]]
+            with pytest.raises(TypeError, match="only able to deserialize"):
+                await client.run(lambda: operator.add)
 
     run(test)
 
