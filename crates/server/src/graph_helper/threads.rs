@@ -230,3 +230,78 @@ impl Keeper {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::path::PathBuf;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Threads that wait for the end of their stream.
+    #[derive(Debug)]
+    struct Toy {
+        fails: AtomicBool,
+        directories: Mutex<Vec<PathBuf>>,
+        ended: mpsc::UnboundedSender<()>,
+    }
+
+    impl Threads for Toy {
+        fn start(&self, mut stream: StdUnixStream, directory: &Path) -> io::Result<()> {
+            if self.fails.load(Ordering::SeqCst) {
+                return Err(io::Error::other("no more threads"));
+            }
+            self.directories.lock().unwrap().push(directory.to_owned());
+            let ended = self.ended.clone();
+            std::thread::spawn(move || {
+                assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+                ended.send(()).unwrap();
+            });
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn threads_are_started_used_again_and_ended() {
+        let (ended, mut ends) = mpsc::unbounded_channel();
+        let toy = Arc::new(Toy {
+            fails: AtomicBool::new(true),
+            directories: Mutex::default(),
+            ended,
+        });
+        let pool = Pool::start(Config {
+            python: "no-such-interpreter".into(),
+            timeout: Duration::from_secs(60),
+            helpers_max: 2,
+            helpers_idle: 1,
+            growth_nbytes_max: 0,
+            threads: Some(toy.clone()),
+        });
+        let error = pool.lease().await.unwrap_err().to_string();
+        assert_eq!(error, "cannot start a thread for graphs: no more threads");
+        toy.fails.store(false, Ordering::SeqCst);
+        let helper = pool.lease().await.unwrap();
+        let number = helper.pid();
+        assert!(number >= THREADS_FROM);
+        // Nothing but threads ends so; what is dropped ends its thread.
+        assert_eq!(pool.exit_status(number).await, "the thread has ended");
+        drop(helper);
+        ends.recv().await.unwrap();
+        let (one, other) = (pool.lease().await.unwrap(), pool.lease().await.unwrap());
+        one.give_back(false).await;
+        let again = pool.lease().await.unwrap();
+        let error = pool.lease_process().await.unwrap_err().to_string();
+        assert!(error.contains("no-such-interpreter"), "{error}");
+        let directory = toy.directories.lock().unwrap()[0].clone();
+        assert!(directory.is_dir());
+        let started_count = toy.directories.lock().unwrap().len();
+        // The one that was dropped, two at work, and one that is kept ready.
+        assert!(started_count <= 4, "{started_count}");
+        drop((again, other, pool, toy));
+        // Every thread has a sender.
+        while ends.recv().await.is_some() {}
+    }
+}
