@@ -11,7 +11,7 @@ STAMPS := target/stamps
 PYTEST_WORKERS ?= 2
 # How long `make soak` and `make test` play simulated clusters.
 SOAK_SECONDS ?= 600
-SIM_SECONDS ?= 40
+SIM_SECONDS ?= 15
 # Where `make test` begins; `make soak` begins anywhere.
 SIM_FIRST ?= 5000000
 
