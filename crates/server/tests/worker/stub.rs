@@ -330,6 +330,15 @@ impl Worker {
         self.stream.send(&[message]).await;
     }
 
+    /// Asks for a task back; the answer shows that what was sent before was handled.
+    pub(crate) async fn steal(&mut self, key: &str) {
+        let message = ToWorker::StealRequest {
+            key: &Key::from(key),
+            stimulus_id: "steal-1",
+        };
+        self.stream.send(&[message]).await;
+    }
+
     /// A connection for requests.
     pub(crate) async fn connect(&self) -> Connection {
         let address = Address::parse(&self.address, Scheme::Tcp).unwrap();

@@ -149,13 +149,7 @@ async fn what_a_cancelled_task_returns_is_dropped() {
     worker.free(&["x"]).await;
     // The next task shows that the message was handled; it runs when the thread is free.
     worker.compute(Ask::new("y", "one")).await;
-    worker
-        .stream
-        .send(&[ToWorker::StealRequest {
-            key: &Key::from("nothing"),
-            stimulus_id: "steal-1",
-        }])
-        .await;
+    worker.steal("nothing").await;
     let message = worker.stream.next().await;
     assert!(
         matches!(&message, WorkerMessage::StealResponse { state: None, .. }),
@@ -230,13 +224,7 @@ async fn a_task_that_has_not_begun_can_be_stolen() {
     worker.compute(Ask::new("y", "one")).await;
     soon(worker.toy.holds("x")).await;
     for (key, expected) in [("x", "executing"), ("y", "ready")] {
-        worker
-            .stream
-            .send(&[ToWorker::StealRequest {
-                key: &Key::from(key),
-                stimulus_id: "steal-1",
-            }])
-            .await;
+        worker.steal(key).await;
         let message = worker.stream.next().await;
         assert!(
             matches!(&message, WorkerMessage::StealResponse { state: Some(state), stimulus_id, .. }
@@ -268,13 +256,7 @@ async fn a_thread_goes_on_before_the_worker_has_heard() {
         matches!(&message, WorkerMessage::TaskFinished(task) if task.key == Key::from("x")),
         "{message:?}"
     );
-    worker
-        .stream
-        .send(&[ToWorker::StealRequest {
-            key: &Key::from("y"),
-            stimulus_id: "steal-1",
-        }])
-        .await;
+    worker.steal("y").await;
     let message = worker.stream.next().await;
     assert!(
         matches!(&message, WorkerMessage::StealResponse { state: Some(state), .. } if *state == "executing"),
@@ -296,13 +278,7 @@ async fn what_was_lent_and_is_freed_never_runs() {
     worker.compute(Ask::new("y", "raise")).await;
     soon(worker.toy.is_lent("y")).await;
     worker.free(&["y"]).await;
-    worker
-        .stream
-        .send(&[ToWorker::StealRequest {
-            key: &Key::from("y"),
-            stimulus_id: "steal-1",
-        }])
-        .await;
+    worker.steal("y").await;
     let message = worker.stream.next().await;
     assert!(
         matches!(&message, WorkerMessage::StealResponse { state: None, .. }),
@@ -357,13 +333,7 @@ async fn tasks_wait_for_resources() {
             .await;
     }
     soon(worker.toy.holds("x")).await;
-    worker
-        .stream
-        .send(&[ToWorker::StealRequest {
-            key: &Key::from("y"),
-            stimulus_id: "steal-1",
-        }])
-        .await;
+    worker.steal("y").await;
     let message = worker.stream.next().await;
     assert!(
         matches!(&message, WorkerMessage::StealResponse { state: Some(state), .. } if *state == "constrained"),
