@@ -149,9 +149,7 @@ def _remember_array(
         and len(frames) == 1
     )
     if is_plain:
-        if len(_arrays) >= _LAYOUTS_MAX:
-            _arrays.clear()
-        _arrays[header] = _Arrays(
+        arrays = _Arrays(
             ndarray=kind,
             shape=value.shape,
             dtype=value.dtype,
@@ -159,6 +157,18 @@ def _remember_array(
             is_writeable=value.flags.writeable,
             frame_nbytes=memoryview(frames[0]).nbytes,
         )
+        _remember(_arrays, header, arrays)
+
+
+#: Classes and layouts of arrays that are remembered, each. Chosen: programs have tens.
+_REMEMBERED_MAX = 1000
+
+
+def _remember(known: dict[Any, Any], key: Any, value: Any) -> None:
+    """Keep what was found out once, without growing for ever."""
+    if len(known) >= _REMEMBERED_MAX:
+        known.clear()
+    known[key] = value
 
 
 _NUMBERS = frozenset({type(None), bool, int, float, complex})
@@ -211,9 +221,6 @@ _array_headers: dict[tuple[Any, ...], bytes] = {}
 #: Arrays of other kinds are left to distributed. These are buffers as they are.
 _PLAIN_DTYPES = frozenset("biuf")
 
-#: Layouts that are remembered. Chosen: the chunks of a program have few.
-_LAYOUTS_MAX = 1000
-
 
 def _cheap_array(array: Any) -> Serialized | None:
     """Serialise an array that is contiguous, apart from dimensions it only repeats."""
@@ -231,9 +238,7 @@ def _cheap_array(array: Any) -> Serialized | None:
         return header, (flat.ravel(order="K").data,)
     header, frames = dump(array)
     if len(frames) == 1:
-        if len(_array_headers) >= _LAYOUTS_MAX:
-            _array_headers.clear()
-        _array_headers[layout] = header
+        _remember(_array_headers, layout, header)
     return header, frames
 
 
@@ -249,9 +254,7 @@ def _cheap_view(array: Any) -> tuple[bytes, memoryview] | None:
         header, frames = dump(sys.modules["numpy"].empty(array.shape, dtype))
         if len(frames) != 1:
             return None
-        if len(_array_headers) >= _LAYOUTS_MAX:
-            _array_headers.clear()
-        _array_headers[layout] = header
+        _remember(_array_headers, layout, header)
     return header, array.data
 
 
@@ -262,9 +265,6 @@ def _is_flat(array: Any) -> bool:
         return contiguous and not array.dtype.hasobject
     return type(array).__name__ in _FLAT_ARRAYS
 
-
-#: Classes that are remembered. Chosen: programs have tens.
-_TYPES_MAX = 1000
 
 _types: dict[type, ValueType] = {}
 
@@ -280,9 +280,8 @@ def value_type(kind: type) -> ValueType:
         pickled = pickle.dumps(kind)
     except Exception:
         pickled = pickle.dumps(name)
-    if len(_types) >= _TYPES_MAX:
-        _types.clear()
-    described = _types[kind] = ValueType(pickled, name)
+    described = ValueType(pickled, name)
+    _remember(_types, kind, described)
     return described
 
 
